@@ -1,0 +1,248 @@
+"""A study: everything that was asked, as frozen values with units. No YAML, no files, no torch.
+
+`spec.load` makes one from a file and reports all faults at once; `to_dict` is the resolved form that
+is hashed and written to results/NAME/study.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from aim_tune.spec.space import Domain, domain_from_json
+from aim_tune.spec.values import short_hash
+
+BASELINE = "baseline"
+"""The arm that is the backbone alone."""
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("one_cycle", "cosine", "plateau", "constant")
+AUGMENTS = ("flip", "crop", "cutout")
+PACKS = ("twin", "arm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A named row of a table with all its settings filled in."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How every arm is trained. The fields in TUNABLE may be searched under `shared` instead."""
+
+    steps: int | None = None
+    """Optimizer steps; exactly one of steps and epochs is given."""
+    epochs: int | None = None
+    """Passes over the training images."""
+    batch_size: int = 32
+    """Images per step."""
+    optimizer: str = "adamw"
+    schedule: str = "one_cycle"
+    """one_cycle (30 % warm-up), cosine (to zero), plateau (x 0.1 after 3 evaluations without gain),
+    constant."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    """SGD only."""
+    label_smoothing: float = 0.0
+    """In [0, 1)."""
+    grad_clip: float | None = None
+    """Largest allowed gradient norm; None: not clipped."""
+    augment: tuple[str, ...] = ()
+    """Training only: flip (left-right), crop (shift by up to 1/8 of the side), cutout (a square of 1/4)."""
+    evaluations: int = 10
+    """Validation passes, evenly spread; the last is at the last step."""
+    amp: bool = False
+    """bfloat16 autocast, in every arm."""
+    channels_last: bool = False
+    """Memory format, in every arm."""
+
+    def at(self, shared: Mapping[str, Any]) -> Recipe:
+        """This recipe with the values of a point's shared part put in."""
+        return replace(self, **{k: _plain(v) for k, v in shared.items()})
+
+
+TUNABLE = (
+    "lr", "weight_decay", "momentum", "label_smoothing", "grad_clip",
+    "batch_size", "optimizer", "schedule", "augment",
+)  # fmt: skip
+"""Recipe fields that `shared` may search."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addon:
+    """The add-on and the domain of each of its settings (every setting is present)."""
+
+    name: str
+    space: Mapping[str, Domain] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explore:
+    """Stage that looks for the add-on's design."""
+
+    trials: int = 0
+    lag: int = 4
+    """Exactly results 0..i-lag are told before ask i: makes the sequence independent of the slots."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How much evidence is gathered and how it is judged."""
+
+    explore: Explore = Explore()
+    blocks: int = 10
+    """Units of evidence; 0: plain search."""
+    twins: int = 5
+    """Random draws per block."""
+    confirm: int = 2
+    """Pairs of fresh trainings per block, read on the sealed test examples."""
+    rope_points: float = 0.5
+    """Region of practical equivalence: differences below it do not matter, percentage points."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one trial gets."""
+
+    cpu: int = 1
+    """Threads and Ray CPUs of a trial. Part of the study: 1 and 2 threads give different weights."""
+    gpu: float = 0.0
+    pack: str = "twin"
+    """twin: all arms of a request in one trial; arm: one trial per arm. Results are the same."""
+    time_limit_s: float | None = None
+    """Longest allowed training, seconds; it then ends with status timeout."""
+    checkpoint_s: float = 60.0
+    """Shortest time between two checkpoints of a training, seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """A user's file that adds rows; its text travels with the study to the workers."""
+
+    path: str
+    """As written in the study, relative to it."""
+    sha256: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One question, fully resolved."""
+
+    name: str
+    backbone: Component
+    data: Component
+    arms: tuple[str, ...]
+    recipe: Recipe
+    shared: Mapping[str, Domain]
+    addon: Addon | None
+    protocol: Protocol = Protocol()
+    resources: Resources = Resources()
+    plugins: tuple[Plugin, ...] = ()
+
+    @property
+    def addon_arms(self) -> tuple[str, ...]:
+        """The arms that have the add-on, in order."""
+        return tuple(a for a in self.arms if a != BASELINE)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the study asks for a comparison (else it is plain search, verdict not_asked)."""
+        return BASELINE in self.arms and len(self.arms) > 1 and self.protocol.blocks > 0
+
+    @property
+    def requests_planned(self) -> int:
+        """Twins, confirm pairs and explore trials of the whole study."""
+        p = self.protocol
+        return p.explore.trials + p.blocks * (p.twins + p.confirm)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON/YAML form, in the shape of a study file; `from_dict` inverts it."""
+        recipe = asdict(self.recipe)
+        recipe = {k: _plain_list(v) for k, v in recipe.items() if k not in self.shared}
+        value: dict[str, Any] = {
+            "name": self.name,
+            "backbone": {"name": self.backbone.name, **self.backbone.settings},
+            "data": {"name": self.data.name, **self.data.settings},
+            "arms": list(self.arms),
+            "recipe": recipe,
+            "shared": {k: d.to_json() for k, d in self.shared.items()},
+        }
+        if self.addon is not None:
+            space = {k: d.to_json() for k, d in self.addon.space.items()}
+            value["addon"] = {"name": self.addon.name, **space}
+        value["protocol"] = asdict(self.protocol)
+        value["resources"] = asdict(self.resources)
+        value["plugins"] = [asdict(p) for p in self.plugins]
+        return _jsonable(value)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Study:
+        """Inverse of `to_dict`, for values that were validated before."""
+        protocol = dict(value["protocol"])
+        addon = value.get("addon")
+        return cls(
+            name=value["name"],
+            backbone=_component(value["backbone"]),
+            data=_component(value["data"]),
+            arms=tuple(value["arms"]),
+            recipe=Recipe(**{k: _plain(v) for k, v in value["recipe"].items()}),
+            shared={k: domain_from_json(v) for k, v in value["shared"].items()},
+            addon=Addon(
+                name=addon["name"],
+                space={k: domain_from_json(v) for k, v in addon.items() if k != "name"},
+            )
+            if addon
+            else None,
+            protocol=Protocol(**{**protocol, "explore": Explore(**protocol["explore"])}),
+            resources=Resources(**value["resources"]),
+            plugins=tuple(Plugin(**p) for p in value["plugins"]),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two studies the same question: the resolved form without what cannot change a
+        result (packing, where files lie on this machine, checkpoint rhythm)."""
+        value = self.to_dict()
+        value["data"].pop("root", None)  # the data's digest is recorded instead
+        for key in ("pack", "time_limit_s", "checkpoint_s"):
+            value["resources"].pop(key)
+        for plugin in value["plugins"]:
+            plugin.pop("source")
+        return value
+
+    @property
+    def study_hash(self) -> str:
+        """Short hash of `identity`."""
+        return short_hash(self.identity())
+
+
+def _component(value: Mapping[str, Any]) -> Component:
+    settings = {k: v for k, v in value.items() if k != "name"}
+    return Component(name=value["name"], settings=settings)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _jsonable(value: Any) -> Any:
+    """`value` with tuples turned into lists, so that it equals what JSON gives back."""
+    if isinstance(value, Mapping):
+        return {k: _jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(v) for v in value]
+    return value
+
+
+RECIPE_FIELDS = tuple(f.name for f in fields(Recipe))
