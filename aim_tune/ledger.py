@@ -73,8 +73,9 @@ class Measure:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Measure:
         """From an `epoch` record; null stands for a number that was NaN or inf."""
-        known: dict[str, Any] = {f.name: value[f.name] for f in fields(cls)}
-        return cls(**{k: math.nan if v is None else v for k, v in known.items()})
+        known = {f.name: value[f.name] for f in fields(cls)}
+        finite: dict[str, Any] = {k: math.nan if v is None else v for k, v in known.items()}
+        return cls(**finite)
 
 
 @dataclass(frozen=True, kw_only=True)
