@@ -1,0 +1,14 @@
+"""Honest statistics of paired, block-replicated comparisons: arrays in, frozen results out.
+
+    paired.py    intervals and p values of block differences, Holm
+    tuning.py    expected best of m trials, the gap between arms, achieved pairing correlation
+    evidence.py  ledger history -> arrays of whole blocks
+    budget.py    what every arm was granted, and whether it was equal
+    verdict.py   decides; `reporting.words` puts it in words
+
+scipy for the distributions; every rule and its reason stands beside its function.
+"""
+
+from aim_tune.stats.verdict import Comparison, Verdict, decide
+
+__all__ = ["Comparison", "Verdict", "decide"]

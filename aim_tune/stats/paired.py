@@ -1,0 +1,228 @@
+"""What B block differences say: intervals, p values, detectable effect, Holm. Arrays in, numbers out.
+
+The block is the unit of evidence (one fresh split, one small search of every arm, fresh confirm
+runs); blocks share one test set, so the decisive interval is crossed: it covers blocks and test
+examples. Simulations behind each choice: paired t keeps its size at every B, percentile and BCa
+bootstraps do not below 20 units; exact sign-flip cannot reach 5 % below 6. Differences are in points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.optimize import brentq
+
+Interval: TypeAlias = tuple[float, float]
+
+ALPHA = 0.05
+POWER = 0.80
+EXACT_LIMIT = 20
+"""Most blocks for which all 2^(B-1) sign patterns are counted."""
+MIXTURE = 1.0
+"""Constant c of the anytime-valid t mixture: 88 % power at an effect of one sd, 12.7 blocks."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """Block differences of two arms, and how their mean is judged."""
+
+    differences: NDArray[np.float64]
+    """One mean difference per block, points."""
+    cells: NDArray[np.float64] | None = None
+    """The same per block and test example [B, n]; None: not known, then only blocks are covered."""
+    anytime: bool = False
+    """Whether somebody looked, or may stop, before the planned number of blocks."""
+
+    @property
+    def size(self) -> int:
+        """Number of blocks, B."""
+        return len(self.differences)
+
+    @property
+    def mean(self) -> float:
+        """The effect, points."""
+        return float(np.mean(self.differences))
+
+    def variance(self, *, crossed: bool = True) -> float:
+        """Variance of the mean: over blocks and examples, or over blocks alone."""
+        alone = block_variance(self.differences)
+        if not crossed or self.cells is None:
+            return alone
+        return crossed_variance(self.cells)
+
+    def interval(self, alpha: float = ALPHA, *, crossed: bool = True) -> Interval | None:
+        """Interval of level 1 - alpha around the mean.
+
+        None where there is none: one block; a spread of exactly zero around a mean that is not
+        zero (a coarse test set, not certainty); too few blocks for an anytime-valid one.
+        """
+        half = self.half_width(alpha, crossed=crossed)
+        return None if half is None else (self.mean - half, self.mean + half)
+
+    def half_width(self, alpha: float = ALPHA, *, crossed: bool = True) -> float | None:
+        """Half of the width of `interval`."""
+        if self._mute(crossed):
+            return None
+        if self.anytime:
+            return anytime_half_width(self.differences, alpha, stretch=self._stretch(crossed))
+        return t_quantile(self.size - 1, alpha) * self.variance(crossed=crossed) ** 0.5
+
+    def p(self, *, crossed: bool = True) -> float:
+        """Two-sided p of "no difference"; 1 where there is no interval."""
+        if self._mute(crossed) or self.mean == 0:
+            return 1.0
+        if self.anytime:
+            return anytime_p(self.differences, stretch=self._stretch(crossed))
+        t = abs(self.mean) / self.variance(crossed=crossed) ** 0.5
+        return float(2 * stats.t.sf(t, self.size - 1))
+
+    def detectable(self, alpha: float = ALPHA) -> float | None:
+        """Smallest true effect found with 80 % power at this spread and level, points."""
+        half = self.half_width(alpha)
+        if half is None:
+            return None
+        df = self.size - 1
+        return half / t_quantile(df, alpha) * detectable_in_errors(df, alpha)
+
+    def _mute(self, crossed: bool) -> bool:
+        if self.size < 2:
+            return True
+        return self.mean != 0 and self.variance(crossed=crossed) == 0
+
+    def _stretch(self, crossed: bool) -> float:
+        alone = self.variance(crossed=False)
+        return (self.variance(crossed=crossed) / alone) ** 0.5 if alone else 1.0
+
+
+def block_variance(differences: NDArray[np.float64]) -> float:
+    """s^2 / B: variance of the mean if only blocks were drawn anew."""
+    if np.ptp(differences) < 1e-9:  # equal but for rounding: no spread, rather than a t of 1e15
+        return 0.0
+    return float(np.var(differences, ddof=1)) / len(differences)
+
+
+def crossed_variance(cells: NDArray[np.float64]) -> float:
+    """Variance of the mean if blocks and test examples were both drawn anew.
+
+    V = s_block^2/B + s_example^2/n - s_cell^2/(nB), at least the larger of the first two terms: two
+    crossed random factors, where each of the first two terms contains the cell noise once. Block t
+    alone misses the population difference in 12 to 38 % of studies (B = 10), this rule in 3 to 6 %.
+
+    >>> crossed_variance(np.array([[1.0, 0.0], [1.0, 2.0]]))
+    0.25
+    """
+    blocks, examples = cells.shape
+    by_block, by_example = cells.mean(axis=1), cells.mean(axis=0)
+    of_blocks = block_variance(by_block)
+    of_examples = block_variance(by_example) if examples > 1 else 0.0
+    rest = cells - by_block[:, None] - by_example[None, :] + cells.mean()
+    degrees = (blocks - 1) * (examples - 1)
+    of_cells = float(np.sum(rest**2)) / degrees / (blocks * examples) if degrees else 0.0
+    return max(of_blocks + of_examples - of_cells, of_blocks, of_examples)
+
+
+def t_quantile(df: int, alpha: float) -> float:
+    """Two-sided quantile of t."""
+    return float(stats.t.isf(alpha / 2, df))
+
+
+@lru_cache(maxsize=256)
+def detectable_in_errors(df: int, alpha: float = ALPHA, power: float = POWER) -> float:
+    """True effect, in standard errors of the mean, that the two-sided t test finds with `power`.
+
+    Divided by sqrt(B) it is in sd of the block differences: B = 10 gives 1.00.
+    """
+    quantile = t_quantile(df, alpha)
+
+    def missing(effect: float) -> float:
+        return float(stats.nct.sf(quantile, df, effect)) - power  # the other tail is below 1e-4
+
+    return float(brentq(missing, 0.0, 4 * quantile + 4))
+
+
+def sign_flip_p(differences: NDArray[np.float64], *, seed: int = 0, draws: int = 100_000) -> float:
+    """Two-sided p of the mean under flipped signs; exact up to 20 blocks, else from `draws`.
+
+    >>> sign_flip_p(np.array([1.0, 2.0, 3.0]))
+    0.25
+    """
+    total = abs(float(np.sum(differences)))
+    least = total - 1e-9 * float(np.sum(np.abs(differences)))  # sums in another order still tie
+    if len(differences) <= EXACT_LIMIT:
+        sums = np.array([0.0])
+        for d in differences[1:]:  # the first sign is fixed: the other half mirrors
+            sums = np.concatenate([sums + d, sums - d])
+        return float(np.mean(np.abs(sums + differences[0]) >= least))
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, len(differences)))
+    hits = int(np.sum(np.abs(signs @ differences) >= least))
+    return (hits + 1) / (draws + 1)
+
+
+def p_better_in_new_block(differences: NDArray[np.float64]) -> float | None:
+    """Predictive probability T_{B-1}(mean / (s sqrt(1 + 1/B))) that the next difference is above 0.
+
+    None for one block. With no spread at all: 1, 0, or 1/2 where all differences are 0.
+    """
+    size, mean = len(differences), float(np.mean(differences))
+    if size < 2:
+        return None
+    spread = (block_variance(differences) * size * (1 + 1 / size)) ** 0.5
+    if spread == 0:
+        return 0.5 + 0.5 * float(np.sign(mean))
+    return float(stats.t.cdf(mean / spread, size - 1))
+
+
+def anytime_half_width(
+    differences: NDArray[np.float64], alpha: float, *, stretch: float = 1.0, c: float = MIXTURE
+) -> float | None:
+    """Half width of the t interval that stays valid however often somebody looks.
+
+    All m with E_B(m) < 1/alpha, where E_B = sqrt(c/(B+c)) [V/(V - S^2/(B+c))]^(B/2) of the
+    differences minus m (Wang and Ramdas, arXiv 2310.03722). `stretch` widens it for the sampling of
+    test examples. None: unbounded, too few blocks.
+    """
+    size = len(differences)
+    squares = block_variance(differences) * size * (size - 1)
+    growth = ((size + c) / c) ** 0.5 / alpha
+    factor = growth ** (2 / size)
+    room = 1 - factor * c / (size + c)
+    if room <= 0:
+        return None
+    return stretch * float(((factor - 1) * squares / (size * room)) ** 0.5)
+
+
+def anytime_p(
+    differences: NDArray[np.float64], *, stretch: float = 1.0, c: float = MIXTURE
+) -> float:
+    """Smallest alpha at which the anytime-valid interval excludes 0, at most 1: 1 / E_B(0)."""
+    size, mean = len(differences), float(np.mean(differences)) / stretch
+    squares = block_variance(differences) * size * (size - 1)
+    ratio = (squares + size * mean**2) / (squares + size * mean**2 * c / (size + c))
+    return min(1.0, float(((size + c) / c) ** 0.5 * ratio ** (-size / 2)))
+
+
+def holm(p_values: Sequence[float], alpha: float = ALPHA) -> tuple[list[float], list[float]]:
+    """Holm-adjusted p values, and the level at which each comparison's interval is drawn.
+
+    An interval at its level excludes 0 exactly where the adjusted p is below alpha: the k-th
+    smallest p of m is judged at alpha / (m - k + 1), and all after the first that fails at its level.
+
+    >>> holm([0.01, 0.04])
+    ([0.02, 0.04], [0.025, 0.05])
+    """
+    count = len(p_values)
+    adjusted, levels = [1.0] * count, [alpha] * count
+    worst, level, failed = 0.0, alpha, False
+    for rank, index in enumerate(sorted(range(count), key=lambda i: p_values[i])):
+        worst = max(worst, min(1.0, (count - rank) * p_values[index]))
+        if not failed:
+            level = alpha / (count - rank)
+        adjusted[index], levels[index] = worst, level
+        failed = failed or p_values[index] >= level
+    return adjusted, levels
