@@ -1,0 +1,30 @@
+"""What all tests share: one Ray for the whole session, started on first use."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Ray with two CPUs; engines find it running and leave it open."""
+    importlib.import_module("aim_tune.engine")  # sets the environment variables Ray reads at import
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="aim_")
+    ray.init(
+        num_cpus=2,
+        object_store_memory=100 * 2**20,
+        include_dashboard=False,
+        logging_level="CRITICAL",
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
