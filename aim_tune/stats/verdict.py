@@ -240,6 +240,7 @@ def _facts(
         gap=tuning_gap(scores[0], scores[1]),
         twin_correlation=_figure(correlation(scores[0][known], scores[1][known])),
         block_correlation=_block_correlation(history, blocks, arm),
+        test_examples=history.looks[-1]["examples"] if history.looks else None,
         study_number=study_number,
         study=study.name,
         study_hash=_hash(study, history),
