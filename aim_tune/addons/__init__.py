@@ -1,0 +1,66 @@
+"""The table of add-ons: what a study may write under `addon:`, with its settings, arms and placebo.
+
+`memory` is AiM (Memory for Artificial Intelligence). Builders are imported on first use: reading
+this table needs no torch. A row `f` is called as f(backbone, arm="aim", image_shape=(3, 32, 32),
+seed=0, **settings) and returns the network of that arm; it may change the backbone it was given.
+The defaults are the preset `fast`.
+"""
+
+from __future__ import annotations
+
+from aim_tune.spec.catalog import AddonEntry, Setting
+
+ACTIVATIONS = ("sigmoid", "relu", "tanh", "gelu", "silu")
+WRITES = ("none", "sample", "batch")
+READERS = ("block", "all")
+
+ADDONS: dict[str, AddonEntry] = {
+    "memory": AddonEntry(
+        build="aim_tune.addons.memory:build",
+        doc="AiM: layers read a small memory; update blocks rewrite it from the features",
+        settings={
+            "memory_shape": Setting(
+                kind="shape",
+                default=[4, 4, 16],
+                low=1,
+                high=4096,
+                length=3,
+                doc="rows, columns, channels; a dense network reads all rows x columns x channels numbers",
+            ),
+            "update_width": Setting(
+                kind="int", default=16, low=1, high=4096, doc="channels inside an update block"
+            ),
+            "kernel_size": Setting(
+                kind="int",
+                default=3,
+                low=1,
+                high=15,
+                options=(1, 3, 5, 7, 9, 11, 13, 15),
+                doc="of the three convolutions of an update block; odd",
+            ),
+            "activation": Setting(
+                kind="str", default="sigmoid", options=ACTIVATIONS, doc="inside an update block"
+            ),
+            "write": Setting(
+                kind="str",
+                default="sample",
+                options=WRITES,
+                doc="none: never updated; sample: each image its own; batch: one for the batch",
+            ),
+            "readers": Setting(
+                kind="str",
+                default="block",
+                options=READERS,
+                doc="block: the first readable layer of each block; all: every readable layer",
+            ),
+        },
+        arms={
+            "aim": "memory is learned, and rewritten by update blocks within each forward pass",
+            "frozen": "placebo: memory is random, never trained and never rewritten; reads are trained",
+            "no_update": "memory is learned but never rewritten",
+        },
+        primary="aim",
+        placebo="frozen",
+    ),
+}
+"""Name in a study -> row."""
