@@ -1,6 +1,6 @@
 """A study: everything that was asked, as frozen values with units. No YAML, no files, no torch.
 
-`spec.load` makes one from a file and reports all faults at once; `to_dict` is the resolved form that
+`spec.load_study` makes one from a file and reports all faults at once; `to_dict` is the resolved form that
 is hashed and written to results/NAME/study.yaml.
 """
 
