@@ -1,0 +1,343 @@
+"""What MLflow shall show: a training or a verdict as the tags, params and metrics of one flat run.
+
+Pure: the same ledger gives the same content, times included, so that a replay adds nothing. Every tag
+stands on every run, because MLflow draws a run without the grouping tag as a loose single one.
+Accuracies stay fractions as in the ledger; what is called `_points` is in percentage points.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from aim_tune.ledger import History, Training, TrainingResult
+from aim_tune.spec.study import BASELINE, Study
+from aim_tune.spec.values import short_hash
+
+KEY_TAG = "aim_tune.key"
+"""study hash/position/arm: how a run is found again."""
+STUDY_TAG = "aim_tune.study"
+DIGEST_TAG = "aim_tune.mirrored"
+"""Hash of the content that a run held when it was last written to the end."""
+EVERYTHING = "all"
+"""Value of arm, block and pair on a run that stands for the whole study."""
+
+_STATUS = {
+    "running": "RUNNING",
+    "asked": "KILLED",  # was started, and nobody trains it now
+    "failed": "FAILED",
+    "oom": "FAILED",
+}
+_NOTE_LIMIT = 7500  # MLflow takes 8,000 characters in a tag
+_VALUE_LIMIT = 500
+
+
+class Reading(NamedTuple):
+    """One value of one metric."""
+
+    key: str
+    value: float
+    step: int
+    time_ms: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInput:
+    """The data set a run has used, as MLflow's Datasets column shows it."""
+
+    name: str
+    digest: str
+    settings: str
+    """JSON."""
+    context: str
+    """Which parts were used: "train, val" or "train, val, test"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContent:
+    """All that one run of MLflow holds."""
+
+    key: str
+    name: str
+    start_ms: int
+    end_ms: int | None
+    status: str
+    """RUNNING, FINISHED, FAILED or KILLED."""
+    tags: Mapping[str, str]
+    params: Mapping[str, str] = field(default_factory=dict)
+    readings: tuple[Reading, ...] = ()
+    data: DataInput | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of tags, params and metrics: equal means that nothing is left to write."""
+        readings = [[r.key, r.step, repr(r.value)] for r in self.readings]
+        return short_hash([dict(self.tags), dict(self.params), readings])
+
+
+def experiment_name(study: Study) -> str:
+    """Name of the study's experiment."""
+    return f"aim_tune/{study.name}"
+
+
+def experiment_note(study: Study, sentence: str = "") -> str:
+    """Markdown description of the study's experiment; `sentence` is the verdict once there is one."""
+    arms = ", ".join(f"`{a}`" for a in study.arms)
+    first = sentence or _question(study)
+    return (
+        f"**{first}**\n\nBackbone `{study.backbone.name}`, data `{study.data.name}`, arms {arms}. "
+        "One run is one training of one arm. To compare, group by the tag `aim.arm` and filter with "
+        "`tags.aim.phase = 'confirm'`. Test figures stand on confirm runs only; `delta/test_accuracy` "
+        "is an arm minus the baseline of the same pair."
+    )
+
+
+def training_content(study: Study, history: History, training: Training) -> RunContent:
+    """The run of one training that was started, finished or not."""
+    assert training.started is not None, f"{training.position} {training.arm} was never started"
+    result = training.result
+    return RunContent(
+        key=f"{_hash(study, history)}/{training.position}/{training.arm}",
+        name=f"{training.arm} {training.position}",
+        start_ms=_ms(training.started),
+        end_ms=_ms(training.finished) if training.finished is not None else None,
+        status=_STATUS.get(training.status, "FINISHED"),
+        tags={
+            **_tags(study, history),
+            KEY_TAG: f"{_hash(study, history)}/{training.position}/{training.arm}",
+            "aim.arm": training.arm,
+            "aim.phase": training.stage,
+            "aim.block": "none" if training.block is None else str(training.block),
+            "aim.pair": training.position,
+            "aim.status": "interrupted" if training.status == "asked" else training.status,
+            **_result_tags(result),
+        },
+        params=_params(training),
+        readings=tuple(_readings(history, training)),
+        data=_data(study, history, tested=training.stage == "confirm"),
+    )
+
+
+def verdict_content(
+    study: Study, history: History, verdict: Mapping[str, Any], sentence: str
+) -> RunContent:
+    """The one run that says what the study has shown."""
+    now_ms = max(_ms(time.time()), _last_ms(history) + 1)  # newest, so listed first
+    word = str(verdict["verdict"]).replace("_", " ")
+    key = f"{_hash(study, history)}/verdict"
+    return RunContent(
+        key=key,
+        name=f"verdict: {word}" + (" (interim)" if verdict.get("interim") else ""),
+        start_ms=now_ms,
+        end_ms=now_ms,
+        status="FINISHED",
+        tags={
+            **_tags(study, history),
+            KEY_TAG: key,
+            "aim.arm": EVERYTHING,
+            "aim.phase": "verdict",
+            "aim.block": EVERYTHING,
+            "aim.pair": EVERYTHING,
+            "aim.status": "ok",
+            "aim.verdict": str(verdict["verdict"]),
+            "mlflow.note.content": verdict_note(verdict, sentence),
+        },
+        params=_study_params(study),
+        readings=tuple(
+            Reading(f"delta/{name}", float(value), 0, now_ms)
+            for name, value in _verdict_figures(verdict)
+            if value is not None
+        ),
+        data=_data(study, history, tested=True),
+    )
+
+
+def verdict_note(verdict: Mapping[str, Any], sentence: str) -> str:
+    """Markdown: the sentence, then a table of the arms and one of the comparisons.
+
+    >>> print(verdict_note({"verdict": "not_asked"}, "No comparison was asked."))
+    **No comparison was asked.**
+    """
+    parts = [f"**{sentence}**"]
+    if arms := verdict.get("arms"):
+        parts.append(_table(_ARM_HEAD, [_arm_row(a, s) for a, s in arms.items()]))
+    if comparisons := verdict.get("comparisons"):
+        rows = [_comparison_row(name, c) for name, c in comparisons.items()]
+        parts.append(_table(_COMPARISON_HEAD, rows))
+    if arms:
+        parts.append("The full report is the artifact `report.html` of this run.")
+    return "\n\n".join(parts)[:_NOTE_LIMIT]
+
+
+_ARM_HEAD = ("arm", "test accuracy", "sd", "runs", "parameters", "step")
+_COMPARISON_HEAD = ("comparison", "points", "95 % interval", "blocks won")
+
+
+def _arm_row(arm: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
+    parameters, step = summary.get("parameters"), summary.get("step_ms")
+    return (
+        arm,
+        _figure(summary.get("mean_points"), "{:.2f} %"),
+        _figure(summary.get("sd_points"), "{:.2f}"),
+        str(summary.get("runs", 0)),
+        _figure(parameters, "{:,}"),
+        _figure(step, "{:.2f} ms"),
+    )
+
+
+def _comparison_row(name: str, comparison: Mapping[str, Any]) -> tuple[str, ...]:
+    interval = comparison.get("ci95_points")
+    blocks = len(comparison.get("differences_points") or ())
+    return (
+        name,
+        _figure(comparison.get("effect_points"), "{:+.2f}"),
+        "{:+.2f} to {:+.2f}".format(*interval) if interval else "-",
+        f"{comparison.get('wins', 0)} of {blocks}",
+    )
+
+
+def _figure(value: float | None, pattern: str) -> str:
+    return "-" if value is None else pattern.format(value)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" if i == 0 else "---:" for i in range(len(head))), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _question(study: Study) -> str:
+    if not study.compares:
+        return f"Search for a good configuration of {', '.join(study.arms)}."
+    others = " and ".join(study.addon_arms)
+    return f"Does it help to add {others} to {study.backbone.name} on {study.data.name}?"
+
+
+def _hash(study: Study, history: History) -> str:
+    """The declared study's: adding blocks does not make it another one."""
+    return str((history.declared or {}).get("study_hash", study.study_hash))
+
+
+def _tags(study: Study, history: History) -> dict[str, str]:
+    declared = history.declared or {}
+    return {
+        "aim.comparison": study.name,
+        STUDY_TAG: _hash(study, history),
+        "aim_tune.data": str(declared.get("data_digest", ""))[:_VALUE_LIMIT],
+        "aim_tune.code": str(declared.get("code_hash", "")),
+        "mlflow.source.name": "aim_tune",
+        "mlflow.source.type": "LOCAL",
+    }
+
+
+def _result_tags(result: TrainingResult | None) -> dict[str, str]:
+    if result is None:
+        return {}
+    tags = {"aim.device": result.device, "aim.node": result.node}
+    return {**tags, "aim.detail": result.detail[:_VALUE_LIMIT]} if result.detail else tags
+
+
+def _params(training: Training) -> dict[str, str]:
+    point = training.point
+    shared = {f"shared.{k}": _text(v) for k, v in point.shared.items()}
+    addon = {f"addon.{k}": _text(v) for k, v in point.addon.items()}
+    seeds = {f"seed.{k}": str(v) for k, v in training.streams.items()}
+    return {**shared, **addon, **seeds}
+
+
+def _study_params(study: Study) -> dict[str, str]:
+    """The study's fixed side, each leaf of the file as one param."""
+    value = study.to_dict()
+    kept = {k: value[k] for k in ("backbone", "data", "recipe", "protocol")}
+    return {name: _text(leaf) for name, leaf in _leaves(kept)}
+
+
+def _leaves(value: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
+    for key, leaf in value.items():
+        if isinstance(leaf, Mapping):
+            yield from _leaves(leaf, f"{head}{key}.")
+        else:
+            yield f"{head}{key}", leaf
+
+
+def _text(value: Any) -> str:
+    """A value as a person would write it: 0.00123 rather than 16 digits, lists as JSON."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return (value if isinstance(value, str) else json.dumps(value))[:_VALUE_LIMIT]
+
+
+def _readings(history: History, training: Training) -> Iterator[Reading]:
+    """All metrics of a training, without those that are not a finite number."""
+    start = training.started or 0.0
+    last_step = 0
+    for m in training.curve:
+        last_step, moment = m.step, _ms(start + m.seconds)
+        figures = {
+            "val/accuracy": m.val_accuracy,
+            "val/loss": m.val_loss,
+            "train/loss": m.train_loss,
+            "train/lr": m.lr,
+        }
+        yield from (Reading(k, v, m.step, moment) for k, v in figures.items() if math.isfinite(v))
+    if training.result is not None:
+        end = _ms(training.finished if training.finished is not None else start)
+        figures = {**_cost(training.result), **_test(history, training)}
+        yield from (Reading(k, v, last_step, end) for k, v in figures.items() if math.isfinite(v))
+
+
+def _cost(result: TrainingResult) -> dict[str, float]:
+    figures = {
+        "val/best": result.val_best,
+        "cost/seconds": result.seconds,
+        "cost/steps": result.steps,
+        "cost/step_ms": result.step_ms,
+        "cost/peak_mib": result.peak_mib,
+        "cost/parameters": result.parameters or None,
+        "cost/flops": result.flops,
+    }
+    return {k: float(v) for k, v in figures.items() if v is not None}
+
+
+def _test(history: History, training: Training) -> dict[str, float]:
+    """Test figures of a confirm run, and its difference to the baseline of the same pair."""
+    score = training.test_accuracy
+    if score is None:
+        return {}
+    figures = {"test/accuracy": score, "test/error": 1 - score}
+    baseline = history.trainings.get((training.position, BASELINE))
+    if training.arm != BASELINE and baseline is not None and baseline.test_accuracy is not None:
+        figures["delta/test_accuracy"] = score - baseline.test_accuracy
+    return figures
+
+
+def _verdict_figures(verdict: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    for name in ("effect_points", "mde_points", "p_better_new_block", "blocks"):
+        yield name, verdict.get(name)
+    low, high = verdict.get("ci95_points") or (None, None)
+    yield "ci95_low_points", low
+    yield "ci95_high_points", high
+
+
+def _data(study: Study, history: History, *, tested: bool) -> DataInput | None:
+    digest = (history.declared or {}).get("data_digest")
+    if not digest:
+        return None
+    return DataInput(
+        name=study.data.name,
+        digest=str(digest)[:36],  # the most MLflow takes
+        settings=json.dumps(dict(study.data.settings)),
+        context="train, val, test" if tested else "train, val",
+    )
+
+
+def _last_ms(history: History) -> int:
+    return max((_ms(t.started) for t in history.rows() if t.started is not None), default=0)
+
+
+def _ms(seconds: float) -> int:
+    return round(1000 * seconds)

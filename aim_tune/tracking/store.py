@@ -1,0 +1,321 @@
+"""The one file that speaks to MLflow: opens a store, finds runs by key, writes what they lack.
+
+MlflowClient only; the fluent API keeps global state and needs a call per epoch. One run costs one
+create, one batch and one end (50 to 80 ms on sqlite). Everything here blocks and raises: patience,
+retries and threads are the mirror's business.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.tracking import MlflowClient
+
+from aim_tune.errors import ResourceError
+from aim_tune.spec.values import short_hash
+from aim_tune.tracking.content import DIGEST_TAG, KEY_TAG, STUDY_TAG, DataInput, RunContent
+
+PROBE_S = 4.0
+"""How long a server may take to answer before it counts as not there, seconds."""
+FILES_TAG = "aim_tune.files"
+"""Hash of the artifacts of a run, set once all of them are there."""
+BATCH = 1000
+"""Most metrics MLflow takes in one call."""
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """What is known to be in the store for one run."""
+
+    run_id: str
+    status: str = "RUNNING"
+    tags: dict[str, str] = field(default_factory=dict)
+    params: set[str] = field(default_factory=set)
+    steps: set[tuple[str, int]] = field(default_factory=set)
+    """(metric, step)."""
+    has_data: bool = False
+    start_ms: int = 0
+
+
+def default_uri(results: Path) -> str:
+    """The sqlite store of a results folder; absolute, as MLflow would look in the current folder."""
+    return f"sqlite:///{results.resolve()}/mlflow.db"
+
+
+def shown(uri: str) -> str:
+    """`uri` without a password.
+
+    >>> shown("http://me:secret@host:5000/x")
+    'http://me:***@host:5000/x'
+    """
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    head, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{head.partition(':')[0]}:***@{host}"))
+
+
+def probe(uri: str) -> None:
+    """Return if the server of an http(s) URI answers within PROBE_S. Raises ResourceError if not.
+
+    Any answer counts: a proxy in front of MLflow may know no /health.
+    """
+    if urlsplit(uri).scheme not in ("http", "https"):
+        return
+    parts = urlsplit(uri)
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+    address = f"{urlunsplit(bare).rstrip('/')}/health"
+    try:
+        urllib.request.urlopen(address, timeout=PROBE_S).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        raise unreachable(uri, error) from None
+
+
+def unreachable(uri: str, reason: object) -> ResourceError:
+    """The error for a store that does not answer: which one, why, what to do."""
+    scheme = urlsplit(uri).scheme
+    advice = (
+        "Start the server, or correct the address"
+        if scheme in ("http", "https")
+        else "See that its folder exists and can be written, or name another store"
+    )
+    text = " ".join(str(reason).split())[:300]
+    return ResourceError(
+        f"no MLflow at {shown(uri)}: {text}. {advice}; or let the search go on with the ledger "
+        "alone, by making tracking optional: MLflow can be filled from it later."
+    )
+
+
+class Store:
+    """One experiment of one MLflow store. `open` it before the first call.
+
+    store = Store("sqlite:////home/me/results/mlflow.db", artifacts=Path("results/mlartifacts"))
+    """
+
+    def __init__(self, uri: str, *, artifacts: Path | None = None) -> None:
+        self.uri = uri
+        self._artifacts = artifacts
+        self._client: MlflowClient | None = None
+        self._experiment = ""
+
+    @property
+    def client(self) -> MlflowClient:
+        """The client of an open store."""
+        assert self._client is not None, "open the store first"
+        return self._client
+
+    def open(
+        self,
+        experiment: str,
+        note: str,
+        study_hash: str,
+        on_answer: Callable[[], None] = lambda: None,
+    ) -> dict[str, Seen]:
+        """Connect, make the schema and the experiment where they are missing; key -> run of the study.
+
+        `on_answer` is called once it is known that somebody is there. Raises ResourceError naming
+        the URI where the store cannot be opened.
+        """
+        if not hasattr(mlflow, "__version__"):  # a folder called mlflow is on the path instead
+            raise ResourceError("MLflow is not installed; run `pip install mlflow`")
+        probe(self.uri)
+        on_answer()
+        try:
+            with _quiet(), _first_use_lock(self.uri):
+                self._client = MlflowClient(tracking_uri=self.uri)
+                self._experiment = self._find_or_make(experiment)
+            self.describe(note)
+            return self._runs(study_hash)
+        except Exception as error:  # of MLflow, SQLAlchemy, a missing driver...
+            raise unreachable(self.uri, error) from error
+
+    def describe(self, note: str) -> None:
+        """Set the experiment's description."""
+        self.client.set_experiment_tag(self._experiment, "mlflow.note.content", note)
+
+    def _runs(self, study_hash: str) -> dict[str, Seen]:
+        """Key -> run, for all runs of a study. Of two runs with one key the younger is deleted."""
+        found: dict[str, Seen] = {}
+        for run in self._search(f"tags.`{STUDY_TAG}` = '{study_hash}'"):
+            key = run.data.tags.get(KEY_TAG, "")
+            if key in found:  # made twice: the answer to a create call was lost
+                self.client.delete_run(run.info.run_id)
+            elif key:
+                found[key] = _seen(run)
+        return found
+
+    def find(self, key: str) -> Seen | None:
+        """The run of a key, with all steps it holds."""
+        run = next(self._search(f"tags.`{KEY_TAG}` = '{key}'"), None)
+        if run is None:
+            return None
+        seen = _seen(run)
+        for metric in run.data.metrics:
+            history = self.client.get_metric_history(seen.run_id, metric)
+            seen.steps.update((metric, entry.step) for entry in history)
+        return seen
+
+    def write(self, content: RunContent, seen: Seen | None) -> Seen:
+        """Bring a run up to `content`, adding only what it lacks. Metrics are never changed."""
+        if seen is None:
+            seen = self._create(content)
+        self._log_difference(content, seen)
+        if content.data is not None and not seen.has_data:
+            self.client.log_inputs(seen.run_id, datasets=[_dataset(content.data)])
+            seen.has_data = True
+        if content.status != seen.status:
+            if content.status == "RUNNING":
+                self.client.update_run(seen.run_id, status="RUNNING")
+            else:
+                self.client.set_terminated(seen.run_id, content.status, content.end_ms)
+            seen.status = content.status
+        return seen
+
+    def is_newest(self, seen: Seen) -> bool:
+        """Whether no run of the experiment has started after this one."""
+        newest = self.client.search_runs(
+            [self._experiment], max_results=1, order_by=["attributes.start_time DESC"]
+        )
+        return bool(newest) and newest[0].info.run_id == seen.run_id
+
+    def attach(self, seen: Seen, files: Sequence[Path]) -> None:
+        """Copy files to the run's artifacts, unless the same ones are there; missing ones are left out."""
+        there = [file for file in files if file.is_file()]
+        digest = short_hash([sha256(file.read_bytes()).hexdigest() for file in there])
+        if seen.tags.get(FILES_TAG) == digest:
+            return
+        for file in there:
+            self.client.log_artifact(seen.run_id, str(file))
+        self.client.set_tag(seen.run_id, FILES_TAG, digest)
+
+    def delete(self, seen: Seen) -> None:
+        """Put a run into MLflow's waste bin."""
+        self.client.delete_run(seen.run_id)
+
+    def _find_or_make(self, name: str) -> str:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            location = self._artifacts.resolve().as_uri() if self._artifacts else None
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            return self.client.create_experiment(name, artifact_location=location, tags=kind)
+        if experiment.lifecycle_stage == "deleted":
+            self.client.restore_experiment(experiment.experiment_id)
+        return experiment.experiment_id
+
+    def _search(self, condition: str) -> Iterator[Run]:
+        """Runs of the experiment, oldest first."""
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self._experiment],
+                condition,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _create(self, content: RunContent) -> Seen:
+        run = self.client.create_run(
+            self._experiment,
+            start_time=content.start_ms,
+            tags={KEY_TAG: content.key, STUDY_TAG: content.tags.get(STUDY_TAG, "")},
+            run_name=content.name,
+        )
+        return Seen(run_id=run.info.run_id, start_ms=content.start_ms)
+
+    def _log_difference(self, content: RunContent, seen: Seen) -> None:
+        wanted = {**content.tags, DIGEST_TAG: content.digest}
+        tags = {k: v for k, v in wanted.items() if seen.tags.get(k) != v}
+        params = {k: v for k, v in content.params.items() if k not in seen.params}
+        readings = [r for r in content.readings if (r.key, r.step) not in seen.steps]
+        metrics = [Metric(r.key, r.value, r.time_ms, r.step) for r in readings]
+        while len(metrics) > BATCH:
+            self.client.log_batch(seen.run_id, metrics=metrics[:BATCH], synchronous=True)
+            metrics = metrics[BATCH:]
+        if metrics or params or tags:  # tags last, so that the digest stands for all of it
+            self.client.log_batch(
+                seen.run_id,
+                metrics=metrics,
+                params=[Param(k, v) for k, v in params.items()],
+                tags=[RunTag(k, v) for k, v in tags.items()],
+                synchronous=True,
+            )
+        seen.tags.update(tags)
+        seen.params.update(params)
+        seen.steps.update((r.key, r.step) for r in readings)
+
+
+def _seen(run: Run) -> Seen:
+    return Seen(
+        run_id=run.info.run_id,
+        status=run.info.status,
+        tags=dict(run.data.tags),
+        params=set(run.data.params),
+        has_data=bool(run.inputs and run.inputs.dataset_inputs),
+        start_ms=run.info.start_time,
+    )
+
+
+def _dataset(data: DataInput) -> DatasetInput:
+    dataset = Dataset(
+        name=data.name,
+        digest=data.digest,
+        source_type="local",
+        source=json.dumps({"name": data.name}),
+        profile=data.settings,
+    )
+    return DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", data.context)])
+
+
+@contextmanager
+def _first_use_lock(uri: str) -> Iterator[None]:
+    """One process at a time: several that make one sqlite schema at once ruin the file for good."""
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".lock"), "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a sqlite URI; None for other stores.
+
+    >>> sqlite_path("sqlite:////tmp/mlflow.db")
+    PosixPath('/tmp/mlflow.db')
+    """
+    head, mark, path = uri.partition(":///")
+    return Path(path) if mark and head.startswith("sqlite") and path else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the 60 lines that the first migration logs."""
+    loggers = [logging.getLogger(n) for n in ("alembic", "mlflow.store", "mlflow.tracking")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
