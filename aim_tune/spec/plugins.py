@@ -20,7 +20,6 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +40,7 @@ SPLIT_SETTINGS = {
         doc="Validation images per split; null: a fifth of the pool.",
     ),
 }  # fmt: skip
-"""Settings that every data set of a plug-in has, whatever its function takes."""
+"""Settings that every data set of a plug-in has; its function need not take them."""
 
 E = TypeVar("E", bound=Entry)
 
@@ -110,20 +109,6 @@ def _failed(plugin: Plugin, filename: str, error: Exception) -> StudyError:
     return StudyError([Fault(where=f"{plugin.path}:{line or 1}", key="plugins", text=text)])
 
 
-@dataclass(frozen=True)
-class DataBuilder:
-    """A plug-in's data function, callable with the split settings that are not its business."""
-
-    function: Callable[..., Any]
-
-    def __call__(self, **settings: Any) -> Any:
-        """What the function gives for the settings it takes."""
-        taken = inspect.signature(self.function).parameters
-        return self.function(
-            **{k: v for k, v in settings.items() if k in taken or k not in SPLIT_SETTINGS}
-        )
-
-
 class _Rows:
     """Turns the tables of one plug-in into entries."""
 
@@ -153,7 +138,7 @@ class _Rows:
 
     def data(self, row: str, function: Any) -> Entry:
         settings = {**SPLIT_SETTINGS, **self.settings(row, function, given=())}
-        return Entry(build=DataBuilder(function), doc=_doc(function), settings=settings)
+        return Entry(build=function, doc=_doc(function), settings=settings)
 
     def addon(self, row: str, addon: Any) -> AddonEntry:
         arms, primary = getattr(addon, "arms", None), getattr(addon, "primary", None)
