@@ -1,0 +1,1 @@
+"""Results to words, tables, pictures, and one self-contained HTML file. Decides nothing."""
