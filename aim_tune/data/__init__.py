@@ -54,7 +54,7 @@ DATASETS: dict[str, Entry] = {
             ),
             "noise_sd": Setting(
                 kind="float", default=0.4, low=0.0, high=10.0,
-                doc="Gaussian noise; ink is 1, paper 0. Fixed per image.",
+                doc="Gaussian noise; ink is 1, paper -1. Fixed per image.",
             ),
             "occlusion": Setting(
                 kind="int", default=5, low=0, high=128,

