@@ -151,9 +151,9 @@ def check(setting: Setting, found: Located, key: str, fault: Say) -> Any:
 
     Whole numbers become floats where a float is asked; lists stay lists; paths become absolute.
     """
-    value = found.plain()
-    if found.value is BAD or BAD in (value if isinstance(value, list) else ()):
+    if found.spoiled:
         return BAD
+    value = found.plain()
     if value is None and setting.optional:
         return None
     name = key.rpartition(".")[2]
@@ -259,7 +259,7 @@ def check_domain(setting: Setting, found: Located, key: str, fault: Say) -> Doma
         fault(found.where, key, text)
         return BAD
     ((kind, body),) = found.value.items()
-    if body.value is BAD:
+    if body.spoiled:
         return BAD
     if kind == "choice":
         return _check_choice(setting, body, key, fault)

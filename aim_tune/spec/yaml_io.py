@@ -55,6 +55,14 @@ class Located:
             return [v.plain() for v in self.value]
         return self.value
 
+    @property
+    def spoiled(self) -> bool:
+        """Whether something in it has its fault already, so that no more need be said."""
+        inner = self.value.values() if isinstance(self.value, dict) else self.value
+        return self.value is BAD or (
+            isinstance(self.value, (dict, list)) and any(v.spoiled for v in inner)
+        )
+
 
 def load_text(text: str, source: str) -> tuple[Located, list[Fault]]:
     """The tree of `text` and everything that is wrong with it; what has a fault is BAD in the tree.

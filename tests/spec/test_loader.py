@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -491,3 +492,30 @@ print(sorted(heavy & set(sys.modules)))
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# -- whatever is in the file ---------------------------------------------------------------------
+
+TOKENS = [
+    "null", "true", "[]", "{}", "[1]", "{a: 1}", "-1", "1e-3", "010", "!!x y", "&a b", "*a", "''",
+    "name", "choice", "{choice: [1, null, [2], {a: 1}]}", "{uniform: [null, 1]}", "{int: [010, 2]}",
+    "{log_uniform: {a: 1}}", ".nan", "99999999999999999999", "\t", "\n", "- ", "? ", ": ", "é",
+]  # fmt: skip
+
+
+def test_a_damaged_file_gives_a_study_or_faults_and_nothing_else(load: Load) -> None:
+    rng = random.Random(0)
+    outcomes = {"study": 0, "faults": 0}
+    for _ in range(300):
+        parts = re.split(r"(\s+|[,\[\]{}:])", FULL)
+        for _ in range(rng.randint(1, 3)):
+            parts[rng.randrange(len(parts))] = rng.choice(TOKENS) if rng.random() < 0.8 else ""
+        try:
+            study = load("".join(parts))
+        except StudyError as error:
+            assert error.faults
+            outcomes["faults"] += 1
+        else:
+            assert load(dump(study.to_dict())) == study
+            outcomes["study"] += 1
+    assert min(outcomes.values()) > 10
