@@ -505,7 +505,7 @@ TOKENS = [
 
 def test_a_damaged_file_gives_a_study_or_faults_and_nothing_else(load: Load) -> None:
     rng = random.Random(0)
-    outcomes = {"study": 0, "faults": 0}
+    outcomes = {"study": 0, "faults": 0}  # any other exception fails the test
     for _ in range(300):
         parts = re.split(r"(\s+|[,\[\]{}:])", FULL)
         for _ in range(rng.randint(1, 3)):
@@ -513,9 +513,9 @@ def test_a_damaged_file_gives_a_study_or_faults_and_nothing_else(load: Load) -> 
         try:
             study = load("".join(parts))
         except StudyError as error:
-            assert error.faults
-            outcomes["faults"] += 1
+            outcomes["faults"] += len(error.faults) > 0
         else:
             assert load(dump(study.to_dict())) == study
             outcomes["study"] += 1
+    assert sum(outcomes.values()) == 300
     assert min(outcomes.values()) > 10
