@@ -55,6 +55,9 @@ STATUSES = ("ok", "diverged", "oom", "timeout", "failed")
 """How a training ended. diverged: the loss became NaN or inf, the score reached is kept.
 oom: out of memory. timeout: time limit. failed: an exception, or three lost attempts."""
 
+FAILED = ("failed", "oom")
+"""Statuses without a usable score."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
@@ -158,9 +161,15 @@ class Training:
         return self.result is not None
 
     @property
+    def failed(self) -> bool:
+        """Whether it ended without a usable result: an exception, lost attempts, out of memory."""
+        return self.status in FAILED
+
+    @property
     def score(self) -> float | None:
-        """Validation accuracy at the read point; a diverged run keeps what it reached."""
-        return self.result.val_accuracy if self.result else None
+        """Validation accuracy at the read point; None before the end and for a failed run. A diverged
+        or timed-out run keeps what it reached."""
+        return self.result.val_accuracy if self.result and not self.failed else None
 
 
 @dataclass(kw_only=True)

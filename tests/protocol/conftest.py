@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aim_tune.ledger import History, TrainingResult
 from aim_tune.protocol import DONE, WAIT, Machine
 from aim_tune.spec.request import Point, Request
 from aim_tune.spec.space import Choice, Domain, Fixed, Uniform
@@ -115,3 +117,71 @@ def sim() -> Any:
         requests_text = staticmethod(requests_text)
 
     return Sim
+
+
+def records(study: Study, told: Mapping[str, Any], *, test: bool = True) -> Any:
+    """Ledger records of a simulated study; test accuracy is the validation accuracy less 0.05."""
+    yield {
+        "event": "declared",
+        "study": study.to_dict(),
+        "study_hash": study.study_hash,
+        "code_hash": "c0de",
+        "data_digest": "d1ce",
+        "versions": {"torch": "2.15.0"},
+    }
+    seen: dict[str, str] = {}
+    for position, (request, scores) in told.items():
+        source = seen.setdefault(request.content_hash, position)
+        yield {
+            "event": "asked",
+            "position": position,
+            "request": request.to_dict(),
+            "content_hash": request.content_hash,
+            "reused_from": None if source == position else source,
+        }
+        if source == position:
+            for arm, score in scores.items():
+                yield from _trained(position, arm, score)
+        graded = {a: s for a, s in scores.items() if s is not None and request.test and test}
+        marks = {a: {"accuracy": s - 0.05, "correct": None} for a, s in graded.items()}
+        yield {"event": "request_done", "position": position, "test": marks}
+
+
+def _trained(position: str, arm: str, score: float | None) -> Any:
+    where = {"position": position, "arm": arm, "attempt": 1}
+    yield {"event": "training_started", **where}
+    if score is not None:
+        for step in (50, 100):
+            yield {
+                "event": "epoch", **where, "step": step, "epoch": step / 7, "train_loss": 1.0,
+                "val_loss": 1.0, "val_accuracy": score * step / 100, "lr": 0.01, "seconds": 1.0,
+            }  # fmt: skip
+    result = TrainingResult(
+        arm=arm,
+        status="failed" if score is None else "ok",
+        val_accuracy=score,
+        allotted_steps=100,
+        weights_sha256="ab",
+        device="cpu: test",
+    )
+    yield {"event": "training_done", **where, "result": result.to_dict()}
+
+
+@pytest.fixture
+def history_of(sim: Any) -> Callable[..., History]:
+    """Study -> history of its simulated run, or of the first `stop_after` requests."""
+
+    def make(
+        study: Study,
+        *,
+        stop_after: int | None = None,
+        trainer: Callable[[Request], dict[str, float | None]] = train,
+        test: bool = True,
+    ) -> History:
+        told = run_study(Machine(study), stop_after=stop_after, trainer=trainer)
+        history = History()
+        for record in records(study, told, test=test):
+            history.apply(json.loads(json.dumps(record)))
+        return history
+
+    return make

@@ -1,0 +1,186 @@
+"""The configuration worth keeping, as plain values for best_config.yaml. Pure: no files, no training.
+
+Chosen by validation alone: in each block the arm's best point was trained anew in its confirm pairs;
+the block whose confirm runs have the highest mean validation accuracy gives the point. The expected
+score is the mean test accuracy over ALL confirm runs of the arm, what tuning like this gives on
+average; never a maximum of a search. `recorded` is the training that a retraining repeats exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from aim_tune.errors import UserError, unknown
+from aim_tune.ledger import History, Training
+from aim_tune.spec.study import BASELINE, Study
+
+FORMAT = "aim_tune.best_config/1"
+MOST_FAILED = 0.2
+"""A study in which a larger share of trainings failed or ran out of memory counts as failed."""
+
+
+def study_status(study: Study, history: History) -> str:
+    """complete, unfinished, or failed (too many failed trainings)."""
+    failed, done = _failures(history)
+    if failed > MOST_FAILED * done:
+        return "failed"
+    return "complete" if len(history.done) >= _planned(study, history) else "unfinished"
+
+
+def best_config(
+    study: Study,
+    history: History,
+    verdict: Mapping[str, Any] | None,
+    arm: str | None = None,
+    *,
+    allow_unfinished: bool = False,
+    sentence: str = "",
+) -> dict[str, Any]:
+    """The best configuration of `arm`, with where it comes from. Keys: see the file it becomes.
+
+    Default arm: the add-on's after a verdict "better"; else the baseline, as nothing shows that the
+    add-on is worth its cost; in plain search the arm with the best validation accuracy. `verdict` is
+    Verdict.to_dict() and `sentence` its words. Raises UserError for an unknown arm, for an unfinished
+    or failed study unless `allow_unfinished`, and where the arm has no finished training at all.
+    """
+    status = study_status(study, history)
+    if status != "complete" and not allow_unfinished:
+        raise UserError(_refusal(study, history, status))
+    chosen = arm or _default_arm(study, history, verdict)
+    if chosen not in study.arms:
+        raise UserError(unknown("arm", chosen, study.arms))
+    training = _recorded(history, chosen)
+    return {
+        "format": FORMAT,
+        "arm": chosen,
+        "study": study.to_dict(),
+        "point": training.point.to_dict(),
+        "streams": dict(training.streams),
+        "expected": _expected(history, chosen),
+        "recorded": _record(training),
+        "provenance": _provenance(study, history, status, verdict, sentence),
+    }
+
+
+def _planned(study: Study, history: History) -> int:
+    """Requests of the study, blocks that were added included."""
+    protocol = study.protocol
+    more = (history.blocks or protocol.blocks) - protocol.blocks
+    return study.requests_planned + more * (protocol.twins + protocol.confirm)
+
+
+def _failures(history: History) -> tuple[int, int]:
+    """Trainings that failed, and all that ended."""
+    ended = [t for t in history.rows() if t.done and t.reused_from is None]
+    return sum(t.failed for t in ended), len(ended)
+
+
+def _refusal(study: Study, history: History, status: str) -> str:
+    if status == "unfinished":
+        done, planned = len(history.done), _planned(study, history)
+        return (
+            f"the study is unfinished: {done} of {planned} requests are done. Run the same search "
+            "command again to finish it, or export what there is with --allow-unfinished."
+        )
+    failed, ended = _failures(history)
+    return (
+        f"the study has failed: {failed} of {ended} trainings failed or ran out of memory (at most "
+        f"{MOST_FAILED:.0%} may). See the reasons in the report, or export all the same "
+        "with --allow-unfinished."
+    )
+
+
+def _default_arm(study: Study, history: History, verdict: Mapping[str, Any] | None) -> str:
+    word = (verdict or {}).get("verdict", "not_asked")
+    if word == "better":
+        return str((verdict or {})["arm"])
+    if word != "not_asked" and BASELINE in study.arms:
+        return BASELINE
+    runs = {arm: _runs(history, arm) for arm in study.arms}
+    return max(study.arms, key=lambda arm: _level(runs[arm][0]) if runs[arm] else -1.0)
+
+
+def _recorded(history: History, arm: str) -> Training:
+    """The training to keep: the best of the best group of runs, by validation."""
+    runs = _runs(history, arm)
+    if not runs:
+        raise UserError(
+            f"arm {arm!r} has no finished training with a score: nothing to export. Run the same "
+            "search command again, or choose another arm."
+        )
+    return runs[0][0]
+
+
+def _runs(history: History, arm: str) -> list[list[Training]]:
+    """Trainings of one point each, best mean validation first: a block's confirm runs; without any,
+    single twins; without any, single explore trials."""
+    for stage in ("confirm", "twin", "explore"):
+        groups: dict[object, list[Training]] = {}
+        for row in history.rows(stage, arm):
+            if row.score is not None and row.reused_from is None:
+                key = row.block if stage == "confirm" else row.position
+                groups.setdefault(key, []).append(row)
+        if groups:
+            return sorted(
+                groups.values(), key=_level, reverse=True
+            )  # stable: ties keep their order
+    return []
+
+
+def _level(rows: Sequence[Training]) -> float:
+    return fmean(row.score for row in rows if row.score is not None)
+
+
+def _expected(history: History, arm: str) -> dict[str, Any]:
+    """What the configuration may be expected to reach."""
+    rows = [t for t in history.rows("confirm", arm) if t.test_accuracy is not None]
+    tests = [t.test_accuracy for t in rows if t.test_accuracy is not None]
+    vals = [t.score for t in rows if t.score is not None]
+    return {
+        "test_accuracy": fmean(tests) if tests else None,
+        "test_accuracy_sd": stdev(tests) if len(tests) > 1 else None,
+        "val_accuracy": fmean(vals) if vals else None,
+        "n_confirm": len(tests),
+        "n_blocks": len({t.block for t in rows}),
+        "note": "mean over all confirm runs of the arm, not the maximum of a search"
+        if tests
+        else "not measured: the study has no finished confirm runs; a search maximum is no estimate",
+    }
+
+
+def _record(training: Training) -> dict[str, Any]:
+    """The training as it happened, for an exact repetition."""
+    result = training.result
+    assert result is not None, "only finished trainings are kept"
+    return {
+        "position": training.position,
+        "steps": [m.step for m in training.curve],
+        "val_accuracy": [m.val_accuracy for m in training.curve],
+        "test_accuracy": training.test_accuracy,
+        "status": result.status,
+        "device": result.device,
+        "weights_sha256": result.weights_sha256,
+    }
+
+
+def _provenance(
+    study: Study,
+    history: History,
+    status: str,
+    verdict: Mapping[str, Any] | None,
+    sentence: str,
+) -> dict[str, Any]:
+    declared = history.declared or {}
+    return {
+        "study_name": study.name,
+        "study_hash": declared.get("study_hash", study.study_hash),
+        "code_hash": declared.get("code_hash"),
+        "data_digest": declared.get("data_digest"),
+        "versions": dict(declared.get("versions", {})),
+        "seed": study.protocol.seed,
+        "status": status,
+        "verdict": (verdict or {}).get("verdict"),
+        "sentence": sentence,
+    }

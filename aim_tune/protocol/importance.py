@@ -1,0 +1,125 @@
+"""Which settings mattered, per arm: Optuna's fANOVA over the recorded trainings.
+
+fANOVA (Hutter et al. 2014) fits a random forest to the scores and gives each setting the share of
+their variance that it alone explains. PED-ANOVA was measured against it and not taken: where one
+choice of three options alone decided the score, it put that first in 0 to 9 of 12 searches of 24 or
+60 trials (target quantiles 0.1 and 0.25), fANOVA in 12 of 12; and the add-on's settings are choices.
+A setting counts in the stage in which it varied: the add-on's in explore where there was one, all
+others over the twins of all blocks. Whiskers are the range when one block (or a sixth of the trials)
+is left out: how much the answer hangs on few trainings, not a confidence interval. Scores are not
+adjusted for the blocks' splits. Descriptive only: no claim rests on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.importance import FanovaImportanceEvaluator
+from optuna.trial import FrozenTrial, create_trial
+
+from aim_tune.ledger import History, Training
+from aim_tune.protocol.sampling import Space, distributions, encode, varies
+from aim_tune.spec.study import BASELINE, Study
+
+LEAST_TRIALS = 10
+"""Below so many trainings nothing is said."""
+FOLDS = 6
+"""Most parts of which one is left out for the whiskers."""
+TREES = 32
+"""Of each forest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Trainings of one stage."""
+
+    rows: list[Training]
+    space: Space
+    """Everything that varied in it."""
+    judged: frozenset[str]
+    """Settings whose importance is read from it."""
+
+    def without(self, fold: int, folds: int) -> Part:
+        """This part with one fold of `folds` left out."""
+        return replace(self, rows=[t for t in self.rows if _group(t) % folds != fold])
+
+
+def importances(study: Study, history: History) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Arm -> setting -> (mean, low, high): its share of what all settings explain, largest first.
+
+    The shares of an arm sum to 1. An arm with fewer than LEAST_TRIALS scored trainings, or a setting
+    that never varied, is left out.
+    """
+    found = {arm: _of_arm(study, history, arm) for arm in study.arms}
+    return {arm: shares for arm, shares in found.items() if shares}
+
+
+def _of_arm(study: Study, history: History, arm: str) -> dict[str, tuple[float, float, float]]:
+    parts = [part for part in _parts(study, history, arm) if part.rows and part.judged]
+    if not parts:
+        return {}
+    folds = min(FOLDS, 1 + max(_group(t) for part in parts for t in part.rows))
+    each = [_shares([part.without(fold, folds) for part in parts]) for fold in range(folds)]
+    shares = {}
+    for name in each[0]:
+        values = [one[name] for one in each]
+        shares[name] = (fmean(values), min(values), max(values))
+    return dict(sorted(shares.items(), key=lambda item: -item[1][0]))
+
+
+def _parts(study: Study, history: History, arm: str) -> list[Part]:
+    """Which trainings judge which settings."""
+    explore, twins = _scored(history, "explore", arm), _scored(history, "twin", arm)
+    shared = {name: domain for name, domain in study.shared.items() if varies(domain)}
+    space = study.addon.space if study.addon and arm != BASELINE else {}
+    addon = {name: domain for name, domain in space.items() if varies(domain)}
+    both = {**shared, **addon}
+    if not study.protocol.explore.trials:
+        return [Part(rows=twins, space=both, judged=frozenset(both))]
+    if not twins:
+        return [Part(rows=explore, space=both, judged=frozenset(both))]
+    return [  # all blocks use the one design that explore chose
+        Part(rows=twins, space=shared, judged=frozenset(shared)),
+        Part(rows=explore, space=both, judged=frozenset(addon)),
+    ]
+
+
+def _scored(history: History, stage: str, arm: str) -> list[Training]:
+    """Trainings of their own with a score; none if they are too few."""
+    rows = [t for t in history.rows(stage, arm) if t.score is not None and t.reused_from is None]
+    return rows if len(rows) >= LEAST_TRIALS else []
+
+
+def _group(training: Training) -> int:
+    """What is left out together: a block's twins, or explore trials one by one."""
+    return training.index if training.block is None else training.block
+
+
+def _shares(parts: Sequence[Part]) -> dict[str, float]:
+    """Importance per setting, summing to 1 (all 0 where no setting matters)."""
+    raw = {name: value for part in parts for name, value in _explained(part).items()}
+    total = sum(raw.values())
+    return {name: value / total if total else 0.0 for name, value in raw.items()}
+
+
+def _explained(part: Part) -> dict[str, float]:
+    """Variance of the score that each judged setting explains; 0 where all scores are equal."""
+    variance = float(np.var([t.score or 0.0 for t in part.rows]))
+    if variance == 0.0:
+        return dict.fromkeys(sorted(part.judged), 0.0)
+    known = distributions(part.space)
+    study = optuna.create_study(direction="maximize")
+    study.add_trials([_trial(t, part.space, known) for t in part.rows])
+    shares = FanovaImportanceEvaluator(n_trees=TREES, seed=0).evaluate(study, params=list(known))
+    return {name: float(shares[name]) * variance for name in sorted(part.judged)}
+
+
+def _trial(training: Training, space: Space, known: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    values = {**training.point.shared, **training.point.addon}
+    params = encode({name: space[name] for name in known}, values)
+    return create_trial(params=params, distributions=dict(known), value=training.score)

@@ -1,0 +1,64 @@
+"""The plan: counts by hand, the guessed spread, and what the study could find."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from aim_tune.data.info import DataInfo
+from aim_tune.protocol.plan import make_plan
+
+INFO = DataInfo(
+    name="digits",
+    classes=10,
+    class_names=tuple("0123456789"),
+    image_shape=(1, 16, 16),
+    pool=1000,
+    test=797,
+    train=200,
+    val=300,
+    digest="0" * 16,
+)
+
+
+def test_the_quick_start_counts_114_trainings(sim):
+    study = sim.study_of(explore=8, blocks=6, twins=4, confirm=1)
+    plan = make_plan(study, INFO)
+    assert (plan.requests, plan.trainings) == (38, 114)
+    assert plan.by_stage == {"explore": 24, "twin": 72, "confirm": 18}
+    assert (plan.steps_per_training, plan.steps) == (100, 11_400)
+    assert (plan.test_looks, plan.explore_at_once) == (18, 4)
+    assert plan.seconds(5.0, slots=2) == pytest.approx(28.5)
+    assert json.loads(json.dumps(plan.to_dict()))["trainings"] == 114
+
+
+def test_the_spread_and_the_detectable_effect_by_hand(sim):
+    plan = make_plan(sim.study_of(blocks=10, confirm=1), replace(INFO, test=1000))
+    assert plan.seed_sd_points == pytest.approx(1.0)  # 100 sqrt(0.2 / 2000)
+    # B = 10 finds 1.00 sd of the block differences, here sqrt(2) points
+    assert plan.mde_points == pytest.approx(2**0.5, rel=0.01)
+    twice = make_plan(sim.study_of(blocks=10, confirm=2), replace(INFO, test=1000))
+    assert twice.mde_points == pytest.approx(plan.mde_points / 2**0.5)
+
+
+@pytest.mark.parametrize(("test", "reachable"), [(1000, False), (100_000, True)])
+def test_equivalence_is_reachable_only_with_enough_test_examples(sim, test, reachable):
+    plan = make_plan(sim.study_of(blocks=10), replace(INFO, test=test))
+    assert plan.equivalence_reachable is reachable
+
+
+@pytest.mark.parametrize("change", [{"blocks": 0}, {"arms": ("aim",)}, {"confirm": 0}])
+def test_where_nothing_is_compared_no_effect_is_promised(sim, change):
+    plan = make_plan(sim.study_of(**change), INFO)
+    assert plan.mde_points is None
+    assert plan.equivalence_reachable is None
+
+
+def test_epochs_count_their_partial_batches(sim):
+    study = sim.study_of()
+    recipe = replace(study.recipe, steps=None, epochs=3, batch_size=32)
+    assert make_plan(replace(study, recipe=recipe), INFO).steps_per_training == 21  # 3 x ceil(6.25)
+    plan = make_plan(study, INFO, allotted_steps=lambda recipe, images: images)
+    assert plan.steps_per_training == 200
