@@ -86,6 +86,7 @@ class _Reader:
         self.tree = tree
         self.catalog = house
         self.faults = faults
+        self.complete = True  # whether the catalog has the rows of all plug-ins
 
     def fault(self, where: str, key: str, text: str) -> None:
         self.faults.append(Fault(where=where, key=key, text=text))
@@ -125,9 +126,8 @@ class _Reader:
         addon = self.addon()
         arms, protocol = self.arms(addon), self.protocol()
         self.check_amounts(arms, protocol)
-        name, recipe, shared, resources = (
-            self.name(), self.recipe(), self.shared(), self.resources(),
-        )  # fmt: skip
+        name, resources = self.name(), self.resources()
+        recipe, shared = self.recipe(), self.shared()
         if self.faults:
             return None
         return Study(
@@ -194,6 +194,7 @@ class _Reader:
             return ()
         read = [self.plugin(item, f"plugins[{i}]") for i, item in enumerate(found.value)]
         plugins = tuple(p for p in read if p is not None)
+        self.complete = len(plugins) == len(read)
         house = self.catalog
         for i, plugin in enumerate(plugins):
             try:
@@ -202,6 +203,7 @@ class _Reader:
                 self.catalog = house.merged(rows)
             except StudyError as error:
                 self.faults += error.faults
+                self.complete = False
                 break
         return plugins
 
@@ -251,7 +253,7 @@ class _Reader:
             self.fault(found.where, f"{key}.name", f"is missing; one of {', '.join(sorted(table))}")
             return None, BAD, found
         name = check(Setting(kind="str"), named, f"{key}.name", self.fault)
-        if name is not BAD and name not in table:
+        if name is not BAD and name not in table and self.complete:
             what = {"backbone": "backbone", "data": "data set", "addon": "add-on"}[key]
             self.fault(named.where, f"{key}.name", unknown(what, name, list(table)))
         return (None if name is BAD else table.get(name)), name, found

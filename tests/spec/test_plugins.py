@@ -182,6 +182,14 @@ def test_a_failed_plugin_can_be_tried_again() -> None:
             load_plugins([plugin("raise RuntimeError('no')")])
 
 
+def test_rows_of_a_plugin_that_fails_are_not_called_unknown(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "lab.py").write_text(LAB + "1 / 0\n")
+    with pytest.raises(StudyError, match=r"^1 fault in the study:\n  lab\.py:24: .* division by"):
+        load(STUDY)
+    with pytest.raises(StudyError, match=r"^1 fault in the study:\n  study\.yaml:6: .* gone\.py"):
+        load(STUDY.replace("lab.py", "gone.py"))
+
+
 def test_a_name_means_one_thing(load: Load, small: str, tmp_path: Path) -> None:
     row = "def f(*, classes, image_shape): pass\nBACKBONES = {'%s': f}\n"
     with pytest.raises(StudyError, match="'mine' in its table is a row of an earlier plug-in"):
