@@ -143,6 +143,10 @@ class Store:
         except Exception as error:  # of MLflow, SQLAlchemy, a missing driver...
             raise unreachable(self.uri, error) from error
 
+    def close(self) -> None:
+        """Let go of the client."""
+        self._client = None
+
     def describe(self, note: str) -> None:
         """Set the experiment's description."""
         self.client.set_experiment_tag(self._experiment, "mlflow.note.content", note)
