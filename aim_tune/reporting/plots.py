@@ -107,7 +107,7 @@ def verdict_strip(verdict: Verdict) -> Picture | None:
 
     def draw(figure: Figure) -> None:
         ax = figure.add_subplot()
-        _strip_background(ax, verdict, rows)
+        _strip_background(ax, verdict)
         for y, comparison in enumerate(rows):
             _strip_row(ax, y, comparison, arm_look(arms, comparison.arm))
         ax.set_yticks(range(len(rows)), [f"{c.arm} − {c.reference}" for c in rows])
@@ -124,19 +124,27 @@ def verdict_strip(verdict: Verdict) -> Picture | None:
     )
 
 
-def _strip_background(ax: Axes, verdict: Verdict, rows: Sequence[Comparison]) -> None:
-    rope = verdict.rope_points
+def _strip_background(ax: Axes, verdict: Verdict) -> None:
+    rope, mde, reach = verdict.rope_points, verdict.mde_points or 0.0, _reach(verdict)
     ax.axvspan(-rope, rope, color=BAND, lw=0, zorder=0)
     ax.axvline(0, color=INK, lw=0.8, zorder=1)
-    ends = [abs(e) for c in rows for i in (c.ci95_points, c.ci95_block_points) if i for e in i]
-    ends += [abs(c.effect_points or 0.0) for c in rows] + [rope]
-    mde = verdict.mde_points or 0.0
-    if mde and mde < 3 * max(ends):
-        ends.append(mde)
+    if _ticks_fit(verdict):
+        reach = max(reach, mde)
         for side in (-mde, mde):
             ax.plot([side, side], [-0.28, 0.28], color=INK, lw=1.0, ls=(0, (2, 1.5)), zorder=2)
-    limit = 1.12 * max(ends)
-    ax.set_xlim(-limit, limit)
+    ax.set_xlim(-1.12 * reach, 1.12 * reach)
+
+
+def _reach(verdict: Verdict) -> float:
+    """The largest difference to be drawn, points."""
+    rows = verdict.comparisons.values()
+    ends = [abs(e) for c in rows for i in (c.ci95_points, c.ci95_block_points) if i for e in i]
+    return max([*ends, *(abs(c.effect_points or 0.0) for c in rows), verdict.rope_points, 0.01])
+
+
+def _ticks_fit(verdict: Verdict) -> bool:
+    """Whether the detectable effect is on a scale that still shows the rest."""
+    return 0 < (verdict.mde_points or 0.0) < 3 * _reach(verdict)
 
 
 def _strip_row(ax: Axes, y: int, c: Comparison, look: tuple[str, str]) -> None:
@@ -157,10 +165,8 @@ def _strip_sentence(verdict: Verdict, main: Comparison) -> str:
         parts.append("The intervals are anytime-valid: looking early does not bias them.")
     band = f"The band is the region of no practical difference (±{verdict.rope_points:g})"
     if verdict.mde_points:
-        band += (
-            f"; dashed ticks: the effect found with 80 % power (±{verdict.mde_points:.2f}), "
-            "off the scale where they are not drawn"
-        )
+        where = "dashed ticks" if _ticks_fit(verdict) else "off this scale"
+        band += f"; {where}: the effect found with 80 % power (±{verdict.mde_points:.2f})"
     return " ".join([*parts, band + "."])
 
 
@@ -444,7 +450,7 @@ def budget_ledger(study: Study, verdict: Verdict) -> Picture | None:
         name="budget",
         title="Was it fair?",
         sentence=f"{granted}{used}. {faults or 'No training failed, diverged or ran out of time'}.",
-        svg=_svg("budget", draw, height=0.9 + 0.32 * len(budget), width=WIDTH * 1.25),
+        svg=_svg("budget", draw, height=0.9 + 0.4 * len(budget)),
     )
 
 
@@ -454,7 +460,7 @@ def _budget_panel(ax: Axes, study: Study, arms: Sequence[str], values: Sequence[
         ax.annotate(f" {value:,.0f}", (value, y), va="center", ha="left", fontsize=8.5)
     ax.set_yticks(range(len(arms)), arms)
     ax.set_ylim(len(arms) - 0.4, -0.6)
-    ax.set_xlim(0, 1.45 * max(*values, 1e-9))
+    ax.set_xlim(0, 1.75 * max(*values, 1e-9))
     ax.set_xticks([])
     ax.tick_params(axis="y", length=0)
     ax.spines["bottom"].set_visible(False)

@@ -37,10 +37,13 @@ def notes(verdict: Verdict) -> list[str]:
     lines = [_tuning(verdict), *_pairing(verdict), *_sign_flip(verdict)]
     main = verdict.primary
     if main is not None and main.lost_pairs:
-        pairs = "pair has" if main.lost_pairs == 1 else "pairs have"
-        lines.append(
-            f"{main.lost_pairs} confirm {pairs} no score of both arms and are left out of it."
+        one = main.lost_pairs == 1
+        what = (
+            "pair has no score of both arms and is"
+            if one
+            else "pairs have no score of both arms and are"
         )
+        lines.append(f"{main.lost_pairs} confirm {what} left out.")
     if verdict.blocks and main is not None and not main.covers_examples:
         lines.append(
             "Correctness per example is not recorded: the interval covers this test set only."

@@ -1,0 +1,215 @@
+"""How far a study is: a live bar on a terminal, plain lines elsewhere. Fed with ledger records.
+
+Time left is the pace of this run times what is planned. Best scores are on validation images: they
+choose points and prove nothing. Test scores are not shown while a study runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from aim_tune.ledger import History
+from aim_tune.spec.study import Study
+
+LINE_EVERY_S = 10.0
+"""Shortest time between two plain lines."""
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What the records add up to. No clock, no output."""
+
+    study: Study
+    blocks: int = 0
+    """Planned now: `extended` raises it."""
+    finished: set[tuple[str, str]] = field(default_factory=set)
+    """(position, arm) with a result."""
+    here: int = 0
+    """Trainings finished in this run, reused ones not counted."""
+    stage: str = "starting"
+    best: dict[str, float] = field(default_factory=dict)
+    """Arm -> best validation accuracy so far."""
+    bad: dict[str, int] = field(default_factory=dict)
+    """Status other than ok -> count; lost: jobs that ended without a result and were queued again."""
+
+    def __post_init__(self) -> None:
+        self.blocks = self.blocks or self.study.protocol.blocks
+
+    @property
+    def planned(self) -> int:
+        """Trainings of the whole study."""
+        p = self.study.protocol
+        requests = p.explore.trials + self.blocks * (p.twins + p.confirm)
+        return max(requests * len(self.study.arms), len(self.finished))
+
+    def known(self, history: History) -> None:
+        """Take what an earlier run has done."""
+        self.blocks = history.blocks or self.blocks
+        for t in history.rows():
+            if t.result is not None:
+                self._finish(t.position, t.arm, t.result.status, t.result.val_accuracy)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take one more record."""
+        match record["event"]:
+            case "extended":
+                self.blocks = record["blocks"]
+            case "asked":
+                if record.get("reused_from"):
+                    self._reuse(record)
+            case "training_started":
+                self.stage = self._stage(record["position"])
+            case "training_done":
+                if (record["position"], record["arm"]) not in self.finished:
+                    self.here += 1
+                    result = record["result"]
+                    self._finish(
+                        record["position"], record["arm"], result["status"], result["val_accuracy"]
+                    )
+            case "job_lost":
+                self.bad["lost"] = self.bad.get("lost", 0) + 1
+
+    def _reuse(self, record: Mapping[str, Any]) -> None:
+        for arm, _ in record["request"]["arms"]:
+            self.finished.add((record["position"], arm))
+
+    def _finish(self, position: str, arm: str, status: str, score: float | None) -> None:
+        self.finished.add((position, arm))
+        if status != "ok":
+            self.bad[status] = self.bad.get(status, 0) + 1
+        if score is not None:
+            self.best[arm] = max(score, self.best.get(arm, 0.0))
+
+    def _stage(self, position: str) -> str:
+        parts = position.split("/")
+        if parts[0] == "explore":
+            return "explore"
+        return f"block {int(parts[1]) + 1} of {self.blocks}, {parts[2]}"
+
+    def words(self) -> list[str]:
+        """Stage, best per arm, failures."""
+        best = [
+            f"{arm} {100 * self.best[arm]:.1f} %" for arm in self.study.arms if arm in self.best
+        ]
+        bad = [f"{count} {status}" for status, count in self.bad.items()]
+        return [
+            self.stage,
+            *([f"best validation: {', '.join(best)}"] if best else []),
+            *([", ".join(bad)] if bad else []),
+        ]
+
+
+class Progress:
+    """Shows the progress of a study; feed it every ledger record with `event`, end with `close`.
+
+    `history` is what earlier runs have done. `clock` gives seconds and is there for tests.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        *,
+        console: Console,
+        slots: int = 1,
+        history: History | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console, self._slots, self._clock = console, max(1, slots), clock
+        self._tally = Tally(study=study)
+        if history is not None:
+            self._tally.known(history)
+        self._began: float | None = None
+        self._last_line = -LINE_EVERY_S + clock()
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(
+                get_renderable=self._picture, console=console, refresh_per_second=2, transient=True
+            )
+            self._live.start()
+
+    def event(self, record: Mapping[str, Any]) -> None:
+        """Take a ledger record; prints what went wrong, and a line now and then."""
+        if record["event"] == "training_started" and self._began is None:
+            self._began = self._clock()
+        self._tally.add(record)
+        self._complain(record)
+        due = self._clock() - self._last_line >= LINE_EVERY_S
+        if self._live is None and due and record["event"] == "training_done":
+            self._last_line = self._clock()
+            self._say(self._line())
+
+    def close(self) -> None:
+        """Stop the bar and leave one last line."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._say(self._line())
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def time_left(self) -> str:
+        """about 3 min left; empty until the pace is known."""
+        tally = self._tally
+        left = tally.planned - len(tally.finished)
+        if self._began is None or tally.here < self._slots or left == 0:
+            return ""
+        seconds = (self._clock() - self._began) / tally.here * left
+        return f"about {duration(seconds)} left"
+
+    def _complain(self, record: Mapping[str, Any]) -> None:
+        if record["event"] == "job_lost":
+            self._say(
+                f"lost {record['position']} ({', '.join(record['arms'])}): {record['reason']}"
+            )
+        elif record["event"] == "training_done" and record["result"]["status"] != "ok":
+            result = record["result"]
+            why = f": {result['detail']}" if result.get("detail") else ""
+            self._say(f"{record['position']} {record['arm']} {result['status']}{why}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(text))
+
+    def _counts(self) -> str:
+        return f"{len(self._tally.finished)}/{self._tally.planned} trainings"
+
+    def _line(self) -> str:
+        parts = [self._counts(), self.time_left(), *self._tally.words()]
+        return " · ".join(p for p in parts if p)
+
+    def _picture(self) -> Group:
+        """The live view: a bar with time left, and a line of words."""
+        bar = ProgressBar(total=self._tally.planned, completed=len(self._tally.finished), width=40)
+        row = Table.grid(padding=(0, 2))
+        row.add_row(bar, Text(self._counts()), Text(self.time_left(), style="dim"))
+        return Group(row, Text(" · ".join(self._tally.words()), style="dim", no_wrap=True))
+
+
+def duration(seconds: float) -> str:
+    """50 s, 4 min, 2 h 05 min.
+
+    >>> duration(7500)
+    '2 h 05 min'
+    """
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
