@@ -323,10 +323,11 @@ class History:
 class Ledger:
     """The ledger of a results folder, open for appending by this process alone.
 
-    Opening replays the file into `history`. An incomplete last line is cut off: `append` had not
-    returned, so nothing was built on it; `history.dropped_bytes` says how much went. Raises
-    LockedError, with pid and host, while another process holds the folder, and LedgerError where a
-    line in the middle is damaged; the file then stays as it is and a copy is put beside it.
+    Opening replays the file into `history`; where there is none, a new one is begun. An incomplete
+    last line is cut off: `append` had not returned, so nothing was built on it;
+    `history.dropped_bytes` says how much went. Raises LockedError, with pid and host, while another
+    process holds the folder; LedgerError where a line in the middle is damaged (the file then stays
+    as it is, a copy is put beside it); ResourceError where the folder cannot be written or locked.
 
         with Ledger(Path("results/quickstart/ledger.jsonl")) as ledger:
             ledger.append({"event": "resumed", "node": "laptop", "pid": 4711})
@@ -334,7 +335,6 @@ class Ledger:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._mutex = threading.Lock()
         self._lock_file = _lock(self.path.with_suffix(".lock"))
         try:
@@ -473,20 +473,33 @@ def _finite(value: Any) -> Any:
 
 def _lock(path: Path) -> BinaryIO:
     """The lock file, held. The kernel lets go of it when the process dies, however it dies."""
-    file = open(path, "a+b")  # noqa: SIM115
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+b")  # noqa: SIM115
+    except OSError as error:
+        raise _unusable(path, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        holder = file.read().decode(errors="replace").strip() or "a process that has just started"
-        file.close()
+        with file:
+            file.seek(0)
+            holder = file.read().decode(errors="replace").strip() or "a process just starting"
         raise LockedError(
             f"{path.parent} is in use by {holder}. Wait for it, stop it, or choose another --out."
         ) from None
+    except OSError as error:
+        file.close()
+        raise _unusable(path, error) from error
     file.truncate(0)
     file.write(f"pid {os.getpid()} on host {socket.gethostname()}".encode())
     file.flush()
     return file
+
+
+def _unusable(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"cannot write to and lock {path}: {error}. Choose a folder on a local disk with --out."
+    )
 
 
 def _copy_aside(path: Path) -> Path:

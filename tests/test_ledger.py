@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -290,6 +291,21 @@ def test_a_full_disk_leaves_no_half_line_and_writing_can_go_on(path):
         assert list(ledger.history.requests) == ["explore/0"]
         ledger.append(asked("explore/2"))
     assert list(read_history(path).requests) == ["explore/0", "explore/2"]
+
+
+def test_a_folder_that_cannot_be_used_is_said_with_its_name(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ResourceError, match=r"cannot write to and lock .*file.ledger.lock"):
+        Ledger(tmp_path / "file" / "ledger.jsonl")
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(
+        ResourceError, match=r"No locks available\. Choose a folder on a local disk"
+    ):
+        Ledger(tmp_path / "ledger.jsonl")
 
 
 def history_of(*records: dict) -> History:

@@ -241,7 +241,9 @@ class Machine:
 
         def propose(number: int, results: Sequence[Scores | None]) -> dict[str, Point]:
             def known(index: int) -> float | None:
-                return value(results[index] or {})
+                scores = results[index]
+                assert scores is not None, "the lag holds a request back until this is told"
+                return value(scores)
 
             return self._same_point(search.ask(known, seed=self._point_seed(home, number)))
 
@@ -269,7 +271,7 @@ class Machine:
 
     def _best_design(self, stage: Stage) -> dict[str, Any]:
         """Add-on settings of the best explore trial: by the mean of the arms that have the add-on
-        (choosing for one of them would favour it). Trial 0 where none has a score."""
+        (choosing for one of them would favor it). Trial 0 where none has a score."""
         best = stage.points[_argmax([self._addon_mean(scores) for scores in stage.known])]
         arms = self.study.addon_arms
         return dict(best[arms[0]].addon) if arms else {}
@@ -284,7 +286,7 @@ class Machine:
         return _mean([scores[arm] for arm in self.study.addon_arms or self.study.arms])
 
     def _even_mean(self, scores: Scores) -> float | None:
-        """Mean of the baseline's score and the add-on arms' mean: favours neither side."""
+        """Mean of the baseline's score and the add-on arms' mean: favors neither side."""
         sides = [self._addon_mean(scores)]
         if BASELINE in scores:
             sides.append(scores[BASELINE])

@@ -9,13 +9,14 @@ so the true figure may be somewhat larger.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from aim_tune.protocol.sampling import middle
-from aim_tune.spec.study import Recipe, Study
+from aim_tune.spec.study import Study
 from aim_tune.stats.paired import detectable_in_errors, t_quantile
+from aim_tune.training.schedules import total_steps
 
 if TYPE_CHECKING:
     from aim_tune.data.info import DataInfo
@@ -64,10 +65,8 @@ def make_plan(
     info: DataInfo,
     *,
     error_guess: float = ERROR_GUESS,
-    allotted_steps: Callable[[Recipe, int], int] | None = None,
 ) -> Plan:
-    """The plan of a study on its data. `allotted_steps` gives a recipe's steps for so many training
-    images; default: full and partial batches of every epoch."""
+    """The plan of a study on its data."""
     protocol, arms = study.protocol, len(study.arms)
     by_stage = {
         "explore": protocol.explore.trials * arms,
@@ -75,7 +74,7 @@ def make_plan(
         "confirm": protocol.blocks * protocol.confirm * arms,
     }
     trainings = sum(by_stage.values())
-    steps = (allotted_steps or _steps)(study.recipe.at(middle(study.shared)), info.train)
+    steps = total_steps(study.recipe.at(middle(study.shared)), info.train)
     seed_sd = 100 * math.sqrt(error_guess / (2 * info.test)) if info.test else 0.0
     error = _standard_error(study, seed_sd)
     return Plan(
@@ -100,9 +99,3 @@ def _standard_error(study: Study, seed_sd: float) -> float | None:
     if not study.compares or protocol.blocks < 2 or not protocol.confirm or not seed_sd:
         return None
     return seed_sd * math.sqrt(2 / (protocol.confirm * protocol.blocks))
-
-
-def _steps(recipe: Recipe, train_images: int) -> int:
-    if recipe.steps is not None:
-        return recipe.steps
-    return (recipe.epochs or 0) * math.ceil(train_images / recipe.batch_size)

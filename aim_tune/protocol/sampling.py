@@ -44,7 +44,7 @@ def varies(domain: Domain) -> bool:
 
 
 def middle(space: Space) -> dict[str, Any]:
-    """The centre of every range (geometric where logarithmic) and the first option of every choice."""
+    """The center of every range (geometric where logarithmic) and the first option of every choice."""
     return {name: _middle(space[name]) for name in sorted(space)}
 
 

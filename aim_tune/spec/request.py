@@ -48,7 +48,7 @@ class Request:
     streams: Mapping[str, int]
     """Stream name -> seed, see STREAMS."""
     turn: int = 0
-    """Position in the sequence of requests; rotates which arm goes first."""
+    """Rotates which arm goes first: number of the request plus that of its block."""
     test: bool = False
     """Confirm pairs also return predictions for the sealed test examples."""
 

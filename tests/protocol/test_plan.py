@@ -9,6 +9,7 @@ import pytest
 
 from aim_tune.data.info import DataInfo
 from aim_tune.protocol.plan import make_plan
+from aim_tune.spec.space import Choice
 
 INFO = DataInfo(
     name="digits",
@@ -56,9 +57,10 @@ def test_where_nothing_is_compared_no_effect_is_promised(sim, change):
     assert plan.equivalence_reachable is None
 
 
-def test_epochs_count_their_partial_batches(sim):
+def test_epochs_are_counted_in_steps_of_the_middle_batch_size(sim):
     study = sim.study_of()
     recipe = replace(study.recipe, steps=None, epochs=3, batch_size=32)
-    assert make_plan(replace(study, recipe=recipe), INFO).steps_per_training == 21  # 3 x ceil(6.25)
-    plan = make_plan(study, INFO, allotted_steps=lambda recipe, images: images)
-    assert plan.steps_per_training == 200
+    assert make_plan(replace(study, recipe=recipe), INFO).steps_per_training == 19  # 600 images
+    searched = sim.study_of(shared={**sim.shared, "batch_size": Choice((16, 64))})
+    plan = make_plan(replace(searched, recipe=recipe), INFO)
+    assert plan.steps_per_training == 38
