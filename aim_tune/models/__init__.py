@@ -22,7 +22,7 @@ _HEAD = Setting(
     kind="str",
     default="imagenet",
     options=("imagenet", "small"),
-    doc="imagenet: three dense layers as in torchvision; small: global average and one dense layer (for 32 px)",
+    doc="imagenet: three dense layers, as in torchvision; small: global average, one layer (for 32 px)",
 )
 
 TORCHVISION = (

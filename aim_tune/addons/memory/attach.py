@@ -1,0 +1,238 @@
+"""`attach` latches a memory on to a network; `detach` takes it off again. Needs only torch.
+
+Conv2d and Linear layers become reading subclasses of the SAME parameters (a new `mem_weight` beside
+them); hooks sit only at update points and around the whole forward pass. The baseline's state_dict
+loads unchanged, and with zero init the network computes exactly what it did before. The network is
+changed in place, after everything has been checked. Not for nn.DataParallel (one memory per thread) or
+activation checkpointing (layers run outside the forward pass: AttachError).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aim_tune.addons.memory.dry_run import count_flops, dry_run
+from aim_tune.addons.memory.layers import (
+    ACTIVATIONS,
+    READERS,
+    MemoryBank,
+    UpdateBlock,
+    as_plain,
+    as_reader,
+)
+from aim_tune.addons.memory.plan import Plan, Reader, Shape, Update, make_plan
+from aim_tune.addons.memory.report import AttachReport
+from aim_tune.errors import AttachError, unknown
+
+BANK = "memory_bank"
+"""Name under which a network holds its memory and update blocks: state_dict keys `memory_bank.*`."""
+
+ARMS: Mapping[str, Mapping[str, bool]] = MappingProxyType(
+    {
+        "aim": {"learned": True, "rewritten": True},
+        "no_update": {"learned": True, "rewritten": False},
+        "frozen": {"learned": False, "rewritten": False},
+    }
+)
+"""Arm -> whether its memory is a parameter, and whether update blocks rewrite it."""
+
+_CHOICES: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "activation": tuple(ACTIVATIONS),
+        "write": ("none", "sample", "batch"),
+        "readers": ("block", "all"),
+        "init": ("zero", "normal"),
+        "arm": tuple(ARMS),
+    }
+)
+
+
+def attach(
+    model: nn.Module,
+    *,
+    memory_shape: Sequence[int],
+    example_input: Tensor,
+    update_width: int = 16,
+    kernel_size: int = 3,
+    activation: str = "sigmoid",
+    write: str = "sample",
+    readers: str = "block",
+    init: str = "zero",
+    arm: str = "aim",
+    seed: int = 0,
+) -> tuple[nn.Module, AttachReport]:
+    """`model` itself, now with a memory, and a report of what was done.
+
+    memory_shape   rows, columns, channels; a dense network reads the numbers as one vector
+    example_input  a batch [B, ...] of the kind the network takes; only shape and type matter
+    update_width   channels inside an update block; kernel_size its (odd) kernels, 1 in dense networks
+    write          none: never rewritten; sample: each image its own; batch: the mean over the batch
+                   in training, its running mean in evaluation
+    readers        block: the first readable layer of each block; all: every readable layer
+    init           of the reads: zero (starts as the baseline, exactly) or normal
+    arm            aim; no_update: learned, never rewritten; frozen: random, never trained or rewritten
+    seed           of memory, reads and update blocks; the global generator is left as it was
+
+    Raises AttachError, with `model` unchanged, where a setting is impossible for this network.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    >>> net, report = attach(net, memory_shape=(4, 4, 8), example_input=torch.zeros(1, 3, 16, 16))
+    >>> report.readers, report.update_points
+    (('0', '2'), ('1',))
+    """
+    settings = {
+        "activation": activation,
+        "write": write,
+        "readers": readers,
+        "init": init,
+        "arm": arm,
+    }
+    shape = _checked(model, memory_shape, update_width, kernel_size, settings)
+    write = write if ARMS[arm]["rewritten"] else "none"
+    before = dry_run(model, example_input)
+    plan = make_plan(model, before, shape, readers=readers, write=write)
+    parameters = _parameters(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        bank = _bank(plan, learned=ARMS[arm]["learned"])
+        reads = [_read_weight(model.get_submodule(r.name), r, init) for r in plan.readers]
+        for update in plan.updates:
+            bank.updates.append(
+                UpdateBlock(
+                    cell=bank.cell,
+                    memory_KRC=bank.memory.detach()[0],
+                    features=update.features,
+                    layout=update.layout,
+                    late_change=update.late_change,
+                    width=update_width,
+                    kernel_size=1 if plan.dense else kernel_size,
+                    activation=activation,
+                    shared=write == "batch",
+                )
+            )
+    _install(model, bank, plan.readers, reads, plan.updates)
+    flops = count_flops(model, example_input.shape[1:], example_input.dtype)
+    report = AttachReport(
+        arm=arm,
+        write=write,
+        plan=plan,
+        parameters=(parameters, _parameters(model)),
+        flops=(before.flops, flops),
+    )
+    return model, report
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """`model` itself without its memory, with the weights it has now; AttachError if it has none."""
+    bank = _bank_of(model)
+    for module in model.modules():
+        if type(module) in READERS.values():
+            as_plain(module)
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [k for k, hook in hooks.items() if _owner(hook) in (bank, *bank.updates)]:
+                del hooks[key]
+    delattr(model, BANK)
+    return model
+
+
+def baseline_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state_dict without what the memory added: loads into the network before `attach`."""
+    _bank_of(model)
+    return {
+        key: value
+        for key, value in model.state_dict().items()
+        if not key.startswith(f"{BANK}.") and key.rpartition(".")[2] != "mem_weight"
+    }
+
+
+def build(
+    backbone: nn.Module, *, arm: str, image_shape: tuple[int, int, int], seed: int, **settings: Any
+) -> nn.Module:
+    """The network of an arm for the table of add-ons: `attach` with images [C, H, W] = image_shape."""
+    return attach(
+        backbone, arm=arm, seed=seed, example_input=torch.zeros(1, *image_shape), **settings
+    )[0]
+
+
+def _checked(
+    model: nn.Module,
+    memory_shape: Sequence[int],
+    update_width: int,
+    kernel_size: int,
+    settings: Mapping[str, str],
+) -> Shape:
+    """The memory shape as a tuple. Raises AttachError for values that no network could take."""
+    for name, value in settings.items():
+        if value not in _CHOICES[name]:
+            raise AttachError(unknown(name, value, _CHOICES[name]))
+    if len(memory_shape) != 3 or any(type(n) is not int or n < 1 for n in memory_shape):
+        raise AttachError(
+            f"memory_shape is {list(memory_shape)}; it must be three positive integers: rows, columns, "
+            "channels, such as [4, 4, 16]."
+        )
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise AttachError(f"kernel_size is {kernel_size}; it must be odd and positive: 1, 3, 5...")
+    if update_width < 1:
+        raise AttachError(f"update_width is {update_width}; it must be 1 or more.")
+    if hasattr(model, BANK):
+        raise AttachError("this network has a memory already; detach it first.")
+    rows, columns, channels = memory_shape
+    return rows, columns, channels
+
+
+def _bank(plan: Plan, *, learned: bool) -> MemoryBank:
+    """Memory drawn from a standard normal: reads get gradients of the features' size from the start."""
+    rows, columns, channels = plan.memory_shape
+    return MemoryBank(torch.randn(channels, rows, columns), learned=learned)
+
+
+def _read_weight(layer: nn.Module, reader: Reader, init: str) -> Tensor:
+    """Weights [out, buckets, ...] of a read, on the CPU."""
+    out, _, *kernel = layer.weight.shape  # type: ignore[union-attr,misc]
+    shape = (out, reader.buckets, *kernel)
+    if init == "zero":
+        return torch.zeros(shape)
+    fan_in = (reader.channels + reader.buckets) * torch.Size(kernel).numel()
+    return torch.randn(shape) * (2 / fan_in) ** 0.5
+
+
+def _install(
+    model: nn.Module,
+    bank: MemoryBank,
+    readers: Sequence[Reader],
+    reads: Sequence[Tensor],
+    updates: Sequence[Update],
+) -> None:
+    """Change the network: the only place that does."""
+    layers = [model.get_submodule(r.name) for r in readers]
+    weight: Tensor = layers[0].weight  # type: ignore[assignment]
+    bank.to(device=weight.device, dtype=weight.dtype).train(model.training)
+    for layer, read in zip(layers, reads, strict=True):
+        own: Tensor = layer.weight  # type: ignore[assignment]
+        as_reader(layer, cell=bank.cell, mem_weight=read.to(device=own.device, dtype=own.dtype))
+    for update, block in zip(updates, bank.updates, strict=True):
+        assert isinstance(block, UpdateBlock)
+        model.get_submodule(update.name).register_forward_hook(block.rewrite)
+    model.add_module(BANK, bank)
+    model.register_forward_pre_hook(bank.begin)
+    model.register_forward_hook(bank.end)
+
+
+def _bank_of(model: nn.Module) -> MemoryBank:
+    bank = getattr(model, BANK, None)
+    if not isinstance(bank, MemoryBank):
+        raise AttachError("this network has no memory attached.")
+    return bank
+
+
+def _owner(hook: Any) -> Any:
+    return getattr(hook, "__self__", None)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

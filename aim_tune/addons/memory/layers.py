@@ -1,0 +1,239 @@
+"""The parts that `attach` puts into a network: the memory, layers that read it, blocks that rewrite it.
+
+Reading is by linearity: conv([x, m]) = conv_x(x) + conv_m(m). Nothing is concatenated, and a memory
+that the whole batch shares is convolved once, at batch size 1, and added by broadcasting. Readers keep
+the parameters of the layer they replace and add `mem_weight`. Update blocks pool first: their
+convolutions run at the size of the memory. The current memory lives in a Cell during a forward pass.
+Legend: B images, K memory channels, R rows, C columns, F feature channels, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aim_tune.addons.memory.layout import spread, token_grid
+from aim_tune.errors import AttachError
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "sigmoid": torch.sigmoid,
+        "relu": F.relu,
+        "tanh": torch.tanh,
+        "gelu": F.gelu,
+        "silu": F.silu,
+    }
+)
+"""Name in a study -> what update blocks use after batch norm."""
+
+MOMENTUM = 0.1
+"""Share of the newest batch in the running memory that evaluation uses with write="batch"."""
+
+
+class Cell:
+    """The memory of the forward pass that is under way: [1 or B, K, R, C], or None between passes.
+
+    One per network, shared by its parts; copies and pickles start empty. Not for threads.
+    """
+
+    def __init__(self) -> None:
+        self.memory: Tensor | None = None
+        self._maps: dict[tuple[int, int, int], Tensor] = {}
+
+    def __reduce__(self) -> tuple[type[Cell], tuple[()]]:
+        return (Cell, ())
+
+    def write(self, memory_BKRC: Tensor | None) -> None:
+        """Make this the current memory."""
+        self.memory = memory_BKRC
+        self._maps = {}
+
+    def current(self) -> Tensor:
+        """The memory; AttachError outside a forward pass of the whole network."""
+        if self.memory is None:
+            raise AttachError(
+                "a layer that reads memory ran outside a forward pass of the whole network. Call the "
+                "network itself, not its parts; activation checkpointing (which runs parts again "
+                "during backward) is not supported."
+            )
+        return self.memory
+
+    def on_grid(self, height: int, width: int, channels: int) -> Tensor:
+        """The memory as a map [1 or B, channels, height, width], laid out once for all its readers."""
+        key = (height, width, channels)
+        memory = self.current()
+        if key not in self._maps:
+            self._maps[key] = spread(memory, height, width, channels)
+        return self._maps[key]
+
+
+class MemoryBank(nn.Module):
+    """The memory that persists between batches, and the update blocks of the network."""
+
+    memory: Tensor
+
+    def __init__(self, memory_KRC: Tensor, *, learned: bool) -> None:
+        super().__init__()
+        self.cell = Cell()
+        self.updates = nn.ModuleList()
+        if learned:
+            self.memory = nn.Parameter(memory_KRC[None])
+        else:
+            self.register_buffer("memory", memory_KRC[None])
+
+    def forward(self, x: Any) -> Any:
+        """x unchanged: a network that is one nn.Sequential also runs the bank, at its end."""
+        return x
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Hook before the network's forward pass."""
+        self.cell.write(self.memory)
+
+    def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Hook after the network's forward pass."""
+        self.cell.write(None)
+
+
+class ReadConv2d(nn.Conv2d):
+    """A Conv2d that also reads the memory, as if it were concatenated to its input."""
+
+    mem_weight: nn.Parameter
+    cell: Cell
+
+    def forward(self, x_BFHW: Tensor) -> Tensor:
+        """conv(x) + conv of the memory laid over x."""
+        out = super().forward(x_BFHW)
+        memory = self.cell.on_grid(x_BFHW.shape[2], x_BFHW.shape[3], self.mem_weight.shape[1])
+        return out.add_(self._conv_forward(memory, self.mem_weight, None))
+
+
+class ReadLinear(nn.Linear):
+    """A Linear that also reads the memory, as if it were concatenated to its input.
+
+    Flat inputs [B, F] read all of it as one vector; tokens [B, N, F] and channels-last maps
+    [B, H, W, F] read what lies at their position. A class token in front reads zeros.
+    """
+
+    mem_weight: nn.Parameter
+    cell: Cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        """linear(x) + linear of the memory at the positions of x."""
+        out = super().forward(x)
+        return out.add_(F.linear(self._memory_at(x), self.mem_weight))
+
+    def _memory_at(self, x: Tensor) -> Tensor:
+        channels = self.mem_weight.shape[1]
+        if x.dim() == 2:
+            return self.cell.current().flatten(1)
+        if x.dim() == 3:
+            front, height, width = token_grid(x.shape[1])
+            tokens = self.cell.on_grid(height, width, channels).flatten(2).transpose(1, 2)
+            return F.pad(tokens, (0, 0, front, 0)) if front else tokens
+        return self.cell.on_grid(x.shape[1], x.shape[2], channels).permute(0, 2, 3, 1)
+
+
+READERS: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType(
+    {nn.Conv2d: ReadConv2d, nn.Linear: ReadLinear}
+)
+"""Layer -> the subclass that reads."""
+
+
+class UpdateBlock(nn.Module):
+    """Features and memory -> new memory: pool to rows x columns, three convolutions, a 1x1 convolution.
+
+    `layout` says how features come: map [B, F, H, W], map_last [B, H, W, F], tokens [B, N, F], flat
+    [B, F]. With `shared` the new memory is the mean over the batch in training, and its running mean
+    in evaluation, so that a result never depends on an image's company. `late_change` copies features
+    that the network changes in place afterwards.
+    """
+
+    running: Tensor
+
+    def __init__(
+        self,
+        *,
+        cell: Cell,
+        features: int,
+        memory_KRC: Tensor,
+        width: int,
+        kernel_size: int,
+        activation: str,
+        layout: str,
+        shared: bool,
+        late_change: bool,
+    ) -> None:
+        super().__init__()
+        channels, self.rows, self.columns = memory_KRC.shape
+        self.cell = cell
+        self.activation, self.layout = activation, layout
+        self.shared, self.late_change = shared, late_change
+        sizes = [features + channels, width, width, width]
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for before, after in pairwise(sizes):
+            conv = nn.Conv2d(before, after, kernel_size, padding=kernel_size // 2, bias=False)
+            nn.init.kaiming_normal_(conv.weight)
+            self.convs.append(conv)
+            self.norms.append(nn.BatchNorm2d(after))
+        self.out = nn.Conv2d(width, channels, 1)
+        if shared:
+            self.register_buffer("running", memory_KRC[None].clone())
+
+    def rewrite(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        """Hook after the module whose output is read: the rest of the pass sees the new memory."""
+        self.cell.write(self(output, self.cell.current()))
+
+    def forward(self, features: Tensor, memory_BKRC: Tensor) -> Tensor:
+        """New memory [B, K, R, C], or [1, K, R, C] with `shared`."""
+        if self.shared and not self.training:
+            return self.running
+        pooled = self._pool(features)
+        x = torch.cat([pooled, memory_BKRC.expand(pooled.shape[0], -1, -1, -1)], 1)
+        activation = ACTIVATIONS[self.activation]
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = activation(norm(conv(x)))
+        if not self.shared:
+            return self.out(x)
+        memory = self.out(x.mean(0, keepdim=True))  # the 1x1 convolution is linear: mean first
+        self.running.lerp_(memory.detach().to(self.running.dtype), MOMENTUM)
+        return memory
+
+    def _pool(self, features: Tensor) -> Tensor:
+        """Averages [B, F, R, C]."""
+        x = self._as_map(features.clone() if self.late_change else features)
+        height, width = x.shape[2:]
+        if (
+            height % self.rows == width % self.columns == 0
+        ):  # deterministic on CUDA, unlike adaptive
+            return F.avg_pool2d(x, (height // self.rows, width // self.columns))
+        return F.adaptive_avg_pool2d(x, (self.rows, self.columns))
+
+    def _as_map(self, features: Tensor) -> Tensor:
+        match self.layout:
+            case "map_last":
+                return features.permute(0, 3, 1, 2)
+            case "tokens":
+                front, height, width = token_grid(features.shape[1])
+                return features[:, front:].transpose(1, 2).unflatten(2, (height, width))
+            case "flat":
+                return features[:, :, None, None]
+        return features
+
+
+def as_reader(layer: Any, *, cell: Cell, mem_weight: Tensor) -> None:
+    """Turn a layer into its reading subclass, in place: same object, same parameters, one more."""
+    layer.__class__ = READERS[type(layer)]
+    layer.cell = cell
+    layer.mem_weight = nn.Parameter(mem_weight)
+
+
+def as_plain(layer: Any) -> None:
+    """Inverse of `as_reader`."""
+    layer.__class__ = next(plain for plain, reader in READERS.items() if type(layer) is reader)
+    del layer.cell, layer.mem_weight
