@@ -63,7 +63,8 @@ def report_html(
     parts = [
         _hero(study, verdict),
         *map(_figure, strip),
-        _section("What else was compared", _comparison_table(verdict), _more(verdict)),
+        _section("Every comparison", _comparison_table(verdict), _more(verdict)),
+        _section("The best found", _best_table(verdict, history)),
         _section("The arms", _arms_table(study, verdict)),
         f'<div class="grid">{"".join(map(_figure, others))}</div>' if others else "",
         _section("What this says and what it does not", _list(notes(verdict) + _limits(verdict))),
@@ -90,20 +91,35 @@ def _tiles(verdict: Verdict) -> str:
     if verdict.effect_points is None:
         return ""
     kind = "anytime-valid" if verdict.anytime else verdict.claim.replace("_", " ")
-    p_new = verdict.p_better_new_block
-    mde = verdict.mde_points
     tiles = [
-        ("effect", f"{signed(verdict.effect_points)}", "points of test accuracy"),
+        ("effect", signed(verdict.effect_points), "points of test accuracy"),
         ("95 % interval", span(verdict.ci95_points), kind),
-        ("ahead in", f"{verdict.wins} of {verdict.blocks}", "blocks"),
-        ("better in a new block", "—" if p_new is None else f"{100 * p_new:.0f} %", "probability"),
-        ("could have seen", "—" if mde is None else f"{mde:.2f}", "points, with 80 % power"),
     ]
+    if verdict.interim:  # nothing else is valid before the end
+        tiles.append(("whole blocks", f"{verdict.blocks} of {verdict.blocks_planned}", "so far"))
+    else:
+        tiles += _final_tiles(verdict)
     cells = (
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd><small>{escape(unit)}</small></div>"
         for name, value, unit in tiles
     )
     return f'<dl class="tiles">{"".join(cells)}</dl>'
+
+
+def _final_tiles(verdict: Verdict) -> list[tuple[str, str, str]]:
+    mde = verdict.mde_points
+    return [
+        ("ahead in", f"{verdict.wins} of {verdict.blocks}", "blocks"),
+        ("better in a new block", _chance(verdict.p_better_new_block), "probability"),
+        ("could have seen", "—" if mde is None else f"{mde:.2f}", "points, with 80 % power"),
+    ]
+
+
+def _chance(p: float | None) -> str:
+    """Whole percent, never a false 0 or 100."""
+    if p is None:
+        return "—"
+    return "< 1 %" if p < 0.01 else "> 99 %" if p > 0.99 else f"{100 * p:.0f} %"
 
 
 def _figure(picture: Picture) -> str:
@@ -152,6 +168,21 @@ def _more(verdict: Verdict) -> str:
         '<p class="quiet">Points of test accuracy over confirm runs. The first line is the question of the '
         "study and not adjusted; the others carry Holm-adjusted p values and intervals.</p>"
     )
+
+
+def _best_table(verdict: Verdict, history: History) -> str:
+    """Plain search: the five best trainings by validation accuracy."""
+    rows = [t for t in history.rows() if t.score is not None and t.reused_from is None]
+    if verdict.verdict != "not_asked" or not rows:
+        return ""
+    rows.sort(key=lambda t: -(t.score or 0.0))
+    head = ("position", "arm", "validation", "point")
+    return _table(head, [_best_row(verdict, t) for t in rows[:5]])
+
+
+def _best_row(verdict: Verdict, t: Training) -> list[str]:
+    point = _point_text(t.point.shared, t.point.addon)
+    return [escape(t.position), _arm(verdict, t.arm), _percent(t.score), escape(point)]
 
 
 def _arms_table(study: Study, verdict: Verdict) -> str:
@@ -226,7 +257,7 @@ def _provenance(study: Study, history: History, verdict: Verdict) -> str:
     facts: list[tuple[str, Any]] = [
         ("study", f"{study.name} ({verdict.study_hash})"),
         ("backbone, data", f"{study.backbone.name}, {study.data.name}"),
-        ("blocks, twins, confirm pairs", _plan_text(study, history)),
+        ("protocol", _plan_text(study, history)),
         ("data digest", declared.get("data_digest")),
         ("code", declared.get("code_hash")),
         ("test examples", verdict.test_examples),
@@ -245,6 +276,8 @@ def _provenance(study: Study, history: History, verdict: Verdict) -> str:
 
 def _plan_text(study: Study, history: History) -> str:
     p = study.protocol
+    if not study.protocol.blocks:
+        return count(p.explore.trials, "explore trial")
     done = len(whole_blocks(study, history))
     return f"{done} of {history.blocks or p.blocks} blocks of {p.twins} twins and {p.confirm} confirm pairs"
 

@@ -386,7 +386,7 @@ def learning_curves(study: Study, history: History) -> Picture | None:
     which = "confirm runs" if stage else "all trainings"
     return Picture(
         name="curves",
-        title="Does one arm start slower?",
+        title="Does one arm start slower?" if len(runs) > 1 else "How did training go?",
         sentence=f"Medians over {which} half-way: {half}; at the end: {ends}. Thin lines are single runs.",
         svg=_svg("curves", draw),
     )
@@ -428,9 +428,10 @@ def budget_ledger(study: Study, verdict: Verdict) -> Picture | None:
                 ax.set_yticks([])
 
     same = len({(b.trials, b.steps) for b in budget.values()}) == 1
-    one = next(iter(budget.values()))
+    one_arm, one = next(iter(budget.items()))
+    who = "Every arm" if len(budget) > 1 else one_arm
     granted = (
-        f"Every arm was granted {count(one.trials, 'training')} and {count(one.steps, 'step')}"
+        f"{who} was granted {count(one.trials, 'training')} and {count(one.steps, 'step')}"
         if same
         else "The arms were granted different budgets"
     )
@@ -448,7 +449,7 @@ def budget_ledger(study: Study, verdict: Verdict) -> Picture | None:
     )
     return Picture(
         name="budget",
-        title="Was it fair?",
+        title="Was it fair?" if len(budget) > 1 else "What was spent?",
         sentence=f"{granted}{used}. {faults or 'No training failed, diverged or ran out of time'}.",
         svg=_svg("budget", draw, height=0.9 + 0.4 * len(budget)),
     )

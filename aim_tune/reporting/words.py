@@ -153,7 +153,8 @@ def _open(verdict: Verdict) -> str:
         )
     head = "No evidence (tests disagree)" if verdict.tests_disagree else "No evidence either way"
     if verdict.ci95_points is None:
-        return f"{head}: {effect}, and {count(verdict.blocks, 'block')} give no interval."
+        kind = "anytime-valid interval" if verdict.anytime else "interval"
+        return f"{head}: {effect}, and {count(verdict.blocks, 'block')} give no {kind}."
     could = ""
     if verdict.mde_points is not None:
         could = (
@@ -221,7 +222,7 @@ def _pairing(verdict: Verdict) -> list[str]:
 
 
 def _sign_flip(verdict: Verdict) -> list[str]:
-    if verdict.sign_flip_p is None or verdict.blocks < 2:
+    if verdict.sign_flip_p is None or verdict.blocks < 2 or verdict.interim:
         return []
     weight = (
         ""

@@ -135,3 +135,11 @@ def test_partial_histories_have_a_page(requests):
 def test_plain_search_has_a_page():
     page = page_of(example_study(blocks=0, explore=4, arms=("aim",)))
     assert "No comparison was asked: plain search (aim 4 trainings)." in page
+    assert "The best found" in page
+
+
+def test_an_interim_page_shows_no_figure_that_is_only_valid_at_the_end(page):
+    partial = page_of(example_study(blocks=8), requests=6 * 7)
+    for figure in ("better in a new block", "could have seen</dt>", "sign-flip"):
+        assert figure in page
+        assert figure not in partial

@@ -133,6 +133,11 @@ CASES = {
         verdict("no_evidence", blocks=3, effect_points=1.0, ci95_points=None, mde_points=None),
         "No evidence either way: aim − baseline is +1.00 points, and 3 blocks give no interval.",
     ),
+    "no interval yet": (
+        verdict("no_evidence", blocks=3, interim=True, effect_points=1.0, ci95_points=None),
+        "Interim, 3 of 10 blocks: No evidence either way: aim − baseline is +1.00 points, and 3 blocks give no "
+        "anytime-valid interval.",
+    ),
     "nothing yet": (
         verdict("no_evidence", blocks=0, interim=True, effect_points=None, ci95_points=None),
         "Interim, 0 of 10 blocks: No evidence: no whole block is finished.",
@@ -224,6 +229,8 @@ def test_notes_without_figures_say_why():
         in notes(unseen)
     )
     assert notes(Verdict(verdict="not_asked")) == []
+    interim = verdict("no_evidence", blocks=6, sign_flip_p=0.03125, interim=True)
+    assert not any("sign-flip" in note for note in notes(interim))  # not valid before the end
 
 
 def test_a_gap_that_closes_is_said_whatever_the_verdict():
