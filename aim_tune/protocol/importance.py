@@ -2,8 +2,8 @@
 
 fANOVA (Hutter et al. 2014) fits a random forest to the scores and gives each setting the share of
 their variance that it alone explains. PED-ANOVA was measured against it and not taken: where one
-choice of three options alone decided the score, it put that first in 0 to 9 of 12 searches of 24 or
-60 trials (target quantiles 0.1 and 0.25), fANOVA in 12 of 12; and the add-on's settings are choices.
+choice of three options alone decided the score, it put that first in 0 to 4 of 12 TPE searches of 24
+or 60 trials (target quantiles 0.1 and 0.25), fANOVA in 12; and the add-on's settings are choices.
 A setting counts in the stage in which it varied: the add-on's in explore where there was one, all
 others over the twins of all blocks. Whiskers are the range when one block (or a sixth of the trials)
 is left out: how much the answer hangs on few trainings, not a confidence interval. Scores are not
@@ -31,8 +31,8 @@ LEAST_TRIALS = 10
 FOLDS = 6
 """Most parts of which one is left out for the whiskers."""
 TREES, DEPTH = 16, 5
-"""Of each forest: within 0.02 of the shares of 64 unlimited trees at a tenth of the time (24 to 60
-trials), and 0.07 s for 600."""
+"""Of each forest: within 0.02 of the shares of 64 unlimited trees at an eighth to a quarter of
+the time (24 to 60 trials), and 0.07 s for 600."""
 
 
 @dataclass(frozen=True, kw_only=True)
