@@ -107,7 +107,7 @@ def half_written(store: Store, content, seen: Seen | None) -> Seen:
     seen = store._create(content)
     first = [r for r in content.readings if r.key == "val/accuracy"]
     for reading in first:
-        store.client.log_metric(seen.run_id, *reading[:2], reading.time_ms, reading.step)
+        store.client.log_metric(seen.run_id, *reading[:2], reading.time_ms + 5, reading.step)
     return seen
 
 
@@ -220,6 +220,27 @@ def test_a_store_that_fails_for_a_while_costs_nothing(folder, study, records, mo
     assert "is back" in said[1]
     assert mirror.close() == ""
     assert len(all_runs(folder)[1]) == 18
+
+
+def test_a_call_whose_answer_is_lost_does_not_make_a_second_run(
+    folder, study, records, monkeypatch
+):
+    real, lost = Store.write, set()
+
+    def write(store, content, seen):
+        written = real(store, content, seen)
+        if content.key not in lost:
+            lost.add(content.key)
+            raise OSError("timed out")
+        return written
+
+    monkeypatch.setattr(Store, "write", write)
+    monkeypatch.setattr(mirror_module, "LONGEST_PAUSE_S", 0.0)
+    until = next(i for i, r in enumerate(records) if r["event"] == "request_done") + 1
+    mirror = mirrored(folder, study, records[:until], notify=lambda text: None)
+    wait_for(lambda: len(lost) == 3 and not mirror._writer.backlog)
+    assert mirror.close() == ""
+    assert len(all_runs(folder)[1]) == 3
 
 
 def test_what_is_missing_at_the_end_is_said_and_written_by_the_next_run(
