@@ -1,7 +1,7 @@
 """AiM (Memory for Artificial Intelligence): a memory that layers read and update blocks rewrite.
 
 `from aim_tune.addons.memory import attach` is useful alone; it needs only torch. `layout` lays memory
-over features, `layers` reads and rewrites it, `dry_run` and `plan` decide where, `attach` installs.
+over features, `layers` reads and rewrites it, `plan` decides where, `attach` installs.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aim_tune.addons.memory.dry_run import count_flops, dry_run
+from aim_tune.addons.dry_run import count_flops, dry_run
 from aim_tune.addons.memory.layers import (
     ACTIVATIONS,
     READERS,

@@ -15,7 +15,7 @@ from itertools import groupby
 
 from torch import nn
 
-from aim_tune.addons.memory.dry_run import BATCH, Call, Trace
+from aim_tune.addons.dry_run import BATCH, Call, Trace
 from aim_tune.addons.memory.layout import buckets, token_grid
 from aim_tune.errors import AttachError
 
