@@ -177,7 +177,7 @@ def _best_table(verdict: Verdict, history: History) -> str:
         return ""
     rows.sort(key=lambda t: -(t.score or 0.0))
     head = ("position", "arm", "validation", "point")
-    return _table(head, [_best_row(verdict, t) for t in rows[:5]])
+    return _table(head, [_best_row(verdict, t) for t in rows[:5]], (0, 1, 3))
 
 
 def _best_row(verdict: Verdict, t: Training) -> list[str]:
@@ -222,10 +222,15 @@ def _arm(verdict: Verdict, arm: str) -> str:
     return f'<span class="arm"><i style="color:var(--arm{index})">{SYMBOLS[marker]}</i>{escape(arm)}</span>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells of `rows` are HTML already."""
-    top = "".join(f"<th>{escape(h)}</th>" for h in head)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
+    """Cells of `rows` are HTML already; the columns `words` hold text, the others figures."""
+    kinds = [' class="text"' if i in words else "" for i in range(len(head))]
+    top = "".join(f"<th{kind}>{escape(h)}</th>" for kind, h in zip(kinds, head, strict=True))
+    lines = (
+        "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True))
+        for row in rows
+    )
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -297,7 +302,7 @@ def _study_text(study: Study) -> str:
 
 def _trainings_table(history: History) -> str:
     head = ("position", "arm", "status", "validation", "test", "steps", "seconds", "point")
-    return _table(head, [_training_row(t) for t in history.rows()])
+    return _table(head, [_training_row(t) for t in history.rows()], (0, 1, 2, 7))
 
 
 def _training_row(t: Training) -> list[str]:

@@ -120,7 +120,7 @@ def verdict_strip(verdict: Verdict) -> Picture | None:
         name="verdict",
         title="Does it help, and could we have seen it?",
         sentence=_strip_sentence(verdict, rows[0]),
-        svg=_svg("verdict", draw, height=0.95 + 0.42 * len(rows), width=WIDTH * 1.25),
+        svg=_svg("verdict", draw, height=0.8 + 0.36 * len(rows)),
     )
 
 
@@ -348,11 +348,14 @@ def importance_bars(study: Study, importances: Importances) -> Picture | None:
         ax.grid(axis="x")
         ax.legend(loc="lower right")
 
-    tops = [f"{max(importances[a], key=lambda s: importances[a][s][0])} for {a}" for a in arms]
+    tops = {a: max(importances[a], key=lambda s: importances[a][s][0]) for a in arms}
+    named = [f"{setting} for {arm}" for arm, setting in tops.items()]
+    if len(arms) > 1 and len(set(tops.values())) == 1:
+        named = [f"{tops[arms[0]]} for every arm"]
     return Picture(
         name="importance",
         title="Which setting matters?",
-        sentence=f"The most important setting is {', '.join(tops)} (PED-ANOVA; whiskers over blocks).",
+        sentence=f"The most important setting is {', '.join(named)} (PED-ANOVA; whiskers over blocks).",
         svg=_svg("importance", draw, height=1.2 + 0.3 * len(settings) * max(1.0, len(arms) / 2)),
     )
 
@@ -473,7 +476,7 @@ def _svg(
     """`draw`'s figure as an SVG element for a page; `name` keeps ids of several pictures apart."""
     style: Any = {**STYLE, "svg.hashsalt": name}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         figure.patch.set_alpha(0.0)
         draw(figure)
         for ax in figure.axes:
