@@ -41,9 +41,7 @@ def whole_blocks(study: Study, history: History) -> tuple[int, ...]:
     )
     blocks = sorted({block for block, _ in done if block is not None})
     return tuple(
-        b
-        for b in blocks
-        if done[b, "twin"] >= plan.twins and done[b, "confirm"] >= plan.confirm > 0
+        b for b in blocks if done[b, "twin"] >= plan.twins and done[b, "confirm"] >= plan.confirm
     )
 
 

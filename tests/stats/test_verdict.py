@@ -339,3 +339,8 @@ def test_a_planted_effect_is_found():
         world = World(effects={"aim": 4.0}, seed=seed, steepness=1.0, test_examples=2000)
         found += decide(study, simulated_history(study, world.play)).verdict == "better"
     assert found >= 9
+
+
+def test_a_search_in_blocks_without_confirm_pairs_counts_its_blocks():
+    v = verdict_of(gains({}), arms=("aim",), blocks=2, confirm=0)
+    assert (v.verdict, v.blocks, v.interim) == ("not_asked", 2, False)
