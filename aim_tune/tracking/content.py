@@ -90,7 +90,7 @@ def experiment_note(study: Study, sentence: str = "") -> str:
     arms = ", ".join(f"`{a}`" for a in study.arms)
     first = sentence or _question(study)
     return (
-        f"**{first}**\n\nBackbone `{study.backbone.name}`, data `{study.data.name}`, arms {arms}. "
+        f"{first}\n\nBackbone `{study.backbone.name}`, data `{study.data.name}`, arms {arms}. "
         "One run is one training of one arm. To compare, group by the tag `aim.arm` and filter with "
         "`tags.aim.phase = 'confirm'`. Test figures stand on confirm runs only; `delta/test_accuracy` "
         "is an arm minus the baseline of the same pair."

@@ -156,4 +156,4 @@ def test_the_note_says_the_sentence_and_shows_both_tables():
 
 def test_a_study_has_a_description_before_it_has_a_verdict(study):
     assert "Does it help to add aim and frozen to resnet8 on digits?" in experiment_note(study)
-    assert experiment_note(study, "Better.").startswith("**Better.**")
+    assert experiment_note(study, "Better.").startswith("Better.\n")
