@@ -109,7 +109,7 @@ def _write_durably(temporary: Path, final: Path, content: bytes) -> None:
         os.close(folder)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CheckpointSlot:
     """Where one attempt of one training saves; it reads what earlier attempts left, never later ones."""
 
