@@ -33,7 +33,9 @@ from aim_tune.spec.study import Plugin, Recipe, Resources, Study
 from aim_tune.spec.values import canonical
 from aim_tune.tables import HOUSE
 from aim_tune.training.checkpoints import CheckpointSlot, FolderStore
-from aim_tune.training.loop import fit, predict_test, total_steps, weights_sha256
+from aim_tune.training.evaluate import predict_test, weights_sha256
+from aim_tune.training.loop import fit
+from aim_tune.training.schedules import total_steps
 
 Report = Callable[[dict[str, Any]], None]
 """Takes a ledger record (without `time`); returns when it is in good hands."""
@@ -106,6 +108,8 @@ def train_arm(
         slot = CheckpointSlot(FolderStore(Path(store_root)), request.position, arm, attempt)
     trained = task.run(on_measure, slot)
     report({"event": "training_done", **head, "result": trained.result.to_dict()})
+    if slot is not None:
+        slot.drop()  # only now: the result is in good hands
     return trained
 
 

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -132,7 +133,7 @@ def _connected(resources: Resources, slots: int | None, address: str | None) -> 
     if ray.is_initialized():
         yield
         return
-    quiet = {"logging_level": "CRITICAL", "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": "CRITICAL", "log_to_driver": False}
     folder = None
     try:
         if address is None:
@@ -152,8 +153,11 @@ def _connected(resources: Resources, slots: int | None, address: str | None) -> 
 
 def _join(address: str, quiet: Mapping[str, Any]) -> None:
     try:
+        if ":" in address:  # Ray itself would end this process after a minute without an answer
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ResourceError(
             f"--address {address}: no Ray cluster answers ({error}). Start one with `ray start "
             "--head` or `ray up`, or leave --address out to use this machine."
@@ -180,7 +184,7 @@ def _too_small(resources: Resources) -> str:
 class _Jobs(Searcher):
     """Hands the conductor's jobs to Ray Tune and its events back."""
 
-    def __init__(self, conductor: Conductor | None = None) -> None:
+    def __init__(self, conductor: Conductor) -> None:
         super().__init__()
         self._conductor = conductor
         self._jobs: dict[str, Job] = {}
@@ -219,9 +223,9 @@ class _Jobs(Searcher):
             if job is None:
                 return
             del self._read[trial_id]
-            if error:
-                reason = self._reasons.pop(trial_id, "the worker process died or was lost")
-                self._conductor.job_lost(job, reason)
+            reason = self._reasons.pop(trial_id, "")
+            if error or reason:
+                self._conductor.job_lost(job, reason or "the worker process died or was lost")
             else:
                 self._conductor.job_done(job)
 
@@ -275,16 +279,23 @@ def _trial(
     job_json: str, study_json: str, store_root: str | None, body: Callable[..., None] | None
 ) -> None:
     """The trial body, on a worker."""
-    if body is None:
-        from aim_tune.twin import run_job as body
     mail = _Mail(tune.report)
     try:
         job = Job.from_dict(json.loads(job_json))
-        body(job, _study(study_json), store_root=store_root, report=mail.put)
+        run = body or _twin_body()
+        run(job, _study(study_json), store_root=store_root, report=mail.put)
         mail.send()
     except Exception as error:
         mail.send(lost=f"{type(error).__name__}: {error}")
-        raise  # costs the process: whatever state it is in, the next attempt gets a fresh one
+        if _study(study_json).resources.gpu > 0:
+            raise  # costs 3 s and the process: a CUDA error can spoil all that runs in it later
+
+
+def _twin_body() -> Callable[..., None]:
+    """Imports torch: on a worker, once per process."""
+    from aim_tune.twin import run_job
+
+    return run_job
 
 
 @lru_cache(maxsize=4)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 
 from aim_tune.engine.conductor import Conductor
 from aim_tune.ledger import History, TrainingResult, pack_ints
@@ -19,6 +24,7 @@ from aim_tune.spec.space import Choice, Uniform
 from aim_tune.spec.study import Addon, Component, Explore, Protocol, Recipe, Resources, Study
 from aim_tune.spec.values import derive_seed
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 LABELS = np.arange(20) % 10
 
 
@@ -79,6 +85,37 @@ def simulated(
         report({"event": "training_done", **head, "result": result.to_dict()})
 
 
+def failing_once(flag: Path, how: str) -> Callable[..., None]:
+    """`simulated`, but the first time the arm `aim` of twin 0 is reached, it raises or is killed."""
+
+    def body(job: Job, study: Study, **kwargs: Any) -> None:
+        for arm in job.arms:
+            if arm == "aim" and job.request.position == "block/0/twin/0" and not flag.exists():
+                flag.touch()
+                if how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise RuntimeError("planted")
+            simulated(job.only([arm]), study, **kwargs)
+
+    return body
+
+
+def broken_at(position: str) -> Callable[..., None]:
+    """`simulated`, but one request always raises."""
+
+    def body(job: Job, study: Study, **kwargs: Any) -> None:
+        if job.request.position == position:
+            raise RuntimeError("planted")
+        simulated(job, study, **kwargs)
+
+    return body
+
+
+def sleeping(job: Job, study: Study, **kwargs: Any) -> None:
+    """Hangs."""
+    time.sleep(60)
+
+
 def outcome(history: History) -> dict[tuple[str, str], Any]:
     """All that must not depend on engine, slots or packing."""
     return {
@@ -95,6 +132,9 @@ def lab() -> Any:
         labels = LABELS
         study = staticmethod(make_study)
         simulated = staticmethod(simulated)
+        failing_once = staticmethod(failing_once)
+        broken_at = staticmethod(broken_at)
+        sleeping = staticmethod(sleeping)
         outcome = staticmethod(outcome)
         Ledger = MemoryLedger
         replace = staticmethod(replace)
