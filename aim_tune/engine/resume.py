@@ -115,7 +115,10 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 def _pairs(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for file in sorted(then.keys() | now.keys()):
         if then.get(file) != now.get(file):
-            yield file, "is new" if file not in then else "is gone" if file not in now else "changed"
+            yield (
+                file,
+                "is new" if file not in then else "is gone" if file not in now else "changed",
+            )
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
