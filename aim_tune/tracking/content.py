@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -120,6 +120,20 @@ def training_content(study: Study, history: History, training: Training) -> RunC
         params=_params(training),
         readings=tuple(_readings(history, training)),
         data=_data(study, history, tested=training.stage == "confirm"),
+    )
+
+
+def retrained_content(study: Study, history: History, training: Training, note: str) -> RunContent:
+    """The run of a retraining; each one is a run of its own."""
+    content = training_content(study, history, training)
+    key = f"{_hash(study, history)}/retrained/{training.arm}/{content.start_ms}"
+    tags = {KEY_TAG: key, "aim.phase": "retrained", "mlflow.note.content": note[:_NOTE_LIMIT]}
+    return replace(
+        content,
+        key=key,
+        name=f"retrained {training.arm} {training.position}",
+        tags={**content.tags, **tags},
+        data=_data(study, history, tested=True),
     )
 
 
@@ -253,7 +267,7 @@ def _study_params(study: Study) -> dict[str, str]:
     """The study's fixed side, each leaf of the file as one param."""
     value = study.to_dict()
     kept = {k: value[k] for k in ("backbone", "data", "recipe", "protocol")}
-    return {name: _text(leaf) for name, leaf in _leaves(kept)}
+    return {name: _text(leaf) for name, leaf in _leaves(kept) if leaf is not None}
 
 
 def _leaves(value: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
@@ -274,9 +288,8 @@ def _text(value: Any) -> str:
 def _readings(history: History, training: Training) -> Iterator[Reading]:
     """All metrics of a training, without those that are not a finite number."""
     start = training.started or 0.0
-    last_step = 0
     for m in training.curve:
-        last_step, moment = m.step, _ms(start + m.seconds)
+        moment = _ms(start + m.seconds)
         figures = {
             "val/accuracy": m.val_accuracy,
             "val/loss": m.val_loss,
@@ -287,7 +300,8 @@ def _readings(history: History, training: Training) -> Iterator[Reading]:
     if training.result is not None:
         end = _ms(training.finished if training.finished is not None else start)
         figures = {**_cost(training.result), **_test(history, training)}
-        yield from (Reading(k, v, last_step, end) for k, v in figures.items() if math.isfinite(v))
+        # Single figures stand at step 0: MLflow then draws bars instead of a line of one point
+        yield from (Reading(k, v, 0, end) for k, v in figures.items() if math.isfinite(v))
 
 
 def _cost(result: TrainingResult) -> dict[str, float]:

@@ -26,6 +26,7 @@ from aim_tune.tracking.content import (
     RunContent,
     experiment_name,
     experiment_note,
+    retrained_content,
     training_content,
     verdict_content,
 )
@@ -42,6 +43,33 @@ LONGEST_PAUSE_S = 30.0
 
 _Row = tuple[str, str]
 """(position, arm)."""
+
+
+def log_retrained(
+    *,
+    study: Study,
+    history: History,
+    training: Training,
+    note: str,
+    files: Sequence[Path],
+    results: Path,
+    uri: str | None = None,
+) -> str:
+    """Log one retraining with its files, and return the name of its experiment.
+
+    `history` holds the records of this training alone. It goes to an experiment of its own, so that
+    the study's holds what the ledger holds. Raises ResourceError where the store cannot be reached.
+    """
+    name = f"{experiment_name(study)}/retrained"
+    artifacts = None if uri else results / "mlartifacts" / study.name / "retrained"
+    store = Store(uri or default_uri(results), artifacts=artifacts)
+    store.open(name, f"Networks retrained from exported configurations of {study.name}.", "")
+    try:
+        seen = store.write(retrained_content(study, history, training, note), None)
+        store.attach(seen, files)
+    except Exception as error:
+        raise unreachable(store.uri, error) from error
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)

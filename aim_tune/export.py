@@ -1,0 +1,158 @@
+"""The verb: a finished study becomes best_config.yaml, all that a retraining needs in one file.
+
+Which configuration is best is decided in protocol.best; this file words and writes it. The loop of
+search and retraining closes through this file, never through an import. Starts light.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
+from aim_tune.report import read_results, write_whole
+
+if TYPE_CHECKING:
+    from aim_tune.ledger import History
+    from aim_tune.spec.study import Study
+
+COMMENTS = {
+    "arm": "Which arm, and the point found for it.",
+    "streams": "Random streams of the recorded training: with them a retraining repeats it exactly.",
+    "expected": "What to expect of it on new images of this kind.",
+    "recorded": "The training to repeat, as it happened: validation accuracy at each pass.",
+    "provenance": "Where all this comes from.",
+    "study": "The resolved study. The point above decides whatever is searched here.",
+}
+"""Key -> comment above it. The order here is the order in the file."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the verb."""
+    p = argparse.ArgumentParser(
+        prog="python -m aim_tune.export",
+        description="Writes the best configuration of a study, with its provenance, as one YAML file "
+        "for `python -m aim_tune.retrain`. Takes seconds.",
+        epilog="Default arm: the add-on's where it was shown to be better, else the baseline (in plain "
+        "search: the best by validation). A file that is there is replaced only if it is a "
+        "configuration of the same study, or with --force. Exit codes: 0 done, 2 bad input.",
+    )
+    p.add_argument("folder", type=Path, metavar="FOLDER", help="results of a study: results/NAME")
+    p.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="where to write; - prints it (FOLDER/best_config.yaml)",
+    )
+    p.add_argument("--arm", help="another arm than the default")
+    p.add_argument(
+        "--allow-unfinished",
+        action="store_true",
+        help="also export from a study that is unfinished or has failed; the file says so",
+    )
+    p.add_argument("--force", action="store_true", help="replace any file")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        study, history = read_results(args.folder)
+        best = _best(study, history, args)
+        if args.output == "-":
+            print(config_text(best), end="")
+            return EXIT_DONE
+        path = Path(args.output) if args.output else args.folder / "best_config.yaml"
+        _check_target(path, best, force=args.force)
+        write_whole(path, config_text(best))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    print(_summary(best, path))
+    return EXIT_DONE
+
+
+def config_text(best: Mapping[str, Any]) -> str:
+    """A configuration from protocol.best as commented YAML; `spec.yaml_io.load_plain` reads it back."""
+    from aim_tune.spec.yaml_io import dump
+
+    provenance = best["provenance"]
+    head = (
+        f"Best configuration of {provenance['study_name']}, arm {best['arm']}.\n"
+        f"{provenance['sentence'] or 'No verdict.'}\n"
+        "Train it: python -m aim_tune.retrain THIS_FILE"
+    )
+    rest = [k for k in best if k not in ("format", *COMMENTS, "point")]
+    parts = [dump({"format": best["format"]}, head), _part(best, "arm", "point")]
+    parts += [_part(best, key) for key in (*COMMENTS, *rest) if key != "arm"]
+    return "\n".join(parts)
+
+
+def _part(best: Mapping[str, Any], *keys: str) -> str:
+    from aim_tune.spec.yaml_io import dump
+
+    return dump({k: best[k] for k in keys if k in best}, COMMENTS.get(keys[0], ""))
+
+
+def _best(study: Study, history: History, args: argparse.Namespace) -> dict[str, Any]:
+    from aim_tune.protocol.best import best_config
+    from aim_tune.reporting.words import sentence
+    from aim_tune.stats.verdict import decide
+
+    verdict = decide(study, history)
+    return best_config(
+        study,
+        history,
+        verdict.to_dict(),
+        args.arm,
+        allow_unfinished=args.allow_unfinished,
+        sentence=sentence(verdict),
+    )
+
+
+def _check_target(path: Path, best: Mapping[str, Any], *, force: bool) -> None:
+    """Raise UserError where writing would destroy a file of another kind or study."""
+    from aim_tune.spec.yaml_io import load_plain
+
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file, such as {path / 'best_config.yaml'}")
+    if force or not path.exists():
+        return
+    try:
+        there = load_plain(path)
+    except UserError:
+        there = {}
+    if there.get("format") != best["format"]:
+        raise UserError(
+            f"{path} is there and is no exported configuration. Choose another -o, or --force."
+        )
+    name, other = best["provenance"]["study_name"], there.get("provenance", {}).get("study_name")
+    if other != name:
+        raise UserError(
+            f"{path} holds the configuration of study {other!r}, this is {name!r}. Choose another "
+            "-o, or --force."
+        )
+
+
+def _summary(best: Mapping[str, Any], path: Path) -> str:
+    expected = best["expected"]
+    score, runs = expected["test_accuracy"], expected["n_confirm"]
+    text = (
+        f"{100 * score:.2f} % test accuracy (mean of {runs} fresh training{'s' * (runs != 1)})"
+        if score is not None
+        else "not measured (no finished confirm runs)"
+    )
+    status = best["provenance"]["status"]
+    warning = "" if status == "complete" else f"\nThe study is {status}; the file says so."
+    return (
+        f"Wrote {path}: arm {best['arm']}, expected {text}.{warning}\n"
+        f"Next: python -m aim_tune.retrain {path}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

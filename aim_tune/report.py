@@ -1,0 +1,134 @@
+"""The verb: a ledger becomes verdict.json and report.html again. Trains nothing, reads no test label.
+
+Everything shown is rebuilt from ledger.jsonl, so a deleted or outdated page costs nothing, and the
+page of a search that still runs shows its whole blocks so far. Starts light.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_NOT_MET, UserError
+
+if TYPE_CHECKING:
+    from aim_tune.ledger import History
+    from aim_tune.spec.study import Study
+    from aim_tune.stats.verdict import Verdict
+
+VERDICTS = ("better", "worse", "equivalent", "no_evidence", "withheld", "not_asked")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the verb."""
+    p = argparse.ArgumentParser(
+        prog="python -m aim_tune.report",
+        description="Writes verdict.json and report.html of a study anew, from its ledger. Takes "
+        "seconds; also while the search runs (then: whole blocks so far, interim).",
+        epilog="Exit codes: 0 done, 2 bad input, 4 --fail-unless not met.",
+    )
+    p.add_argument("folder", type=Path, metavar="FOLDER", help="results of a study: results/NAME")
+    p.add_argument(
+        "--mlflow",
+        nargs="?",
+        const="",
+        metavar="URI",
+        help="bring MLflow up to the ledger as well, where it was down or is a new one "
+        "(sqlite:///FOLDER/../mlflow.db; also MLFLOW_TRACKING_URI)",
+    )
+    p.add_argument(
+        "--fail-unless",
+        choices=VERDICTS,
+        metavar="VERDICT",
+        help=f"exit with 4 unless the verdict is this one: {', '.join(VERDICTS)}",
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        verdict = _report(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    if args.fail_unless and verdict.verdict != args.fail_unless:
+        print(f"The verdict is {verdict.verdict}, not {args.fail_unless}.", file=sys.stderr)
+        return EXIT_NOT_MET
+    return EXIT_DONE
+
+
+def read_results(folder: Path) -> tuple[Study, History]:
+    """The study of a results folder, with blocks that were added, and what has happened to it.
+
+    Raises LedgerError where there is no ledger or a damaged one, UserError where it is still empty.
+    """
+    from aim_tune.ledger import read_history
+    from aim_tune.spec.study import Study
+
+    history = read_history(folder / "ledger.jsonl")
+    if history.declared is None:
+        raise UserError(f"{folder / 'ledger.jsonl'} is empty: the search has not begun yet")
+    study = Study.from_dict(history.declared["study"])
+    if history.blocks is not None:
+        study = replace(study, protocol=replace(study.protocol, blocks=history.blocks))
+    return study, history
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises UserError where that cannot be done."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _report(args: argparse.Namespace) -> Verdict:
+    from aim_tune.protocol.importance import importances
+    from aim_tune.reporting.html import write_report
+    from aim_tune.reporting.terminal import Console, show_summary
+    from aim_tune.stats.verdict import decide
+
+    study, history = read_results(args.folder)
+    verdict = decide(study, history)
+    paths = {"report": args.folder / "report.html", "verdict": args.folder / "verdict.json"}
+    write_whole(paths["verdict"], json.dumps(verdict.to_dict(), indent=2) + "\n")
+    write_report(paths["report"], study, history, verdict, importances(study, history))
+    console = Console(highlight=False)
+    show_summary(
+        console, verdict, paths={what: str(path) for what, path in paths.items()}, commands={}
+    )
+    if args.mlflow is not None:
+        uri = args.mlflow or os.environ.get("MLFLOW_TRACKING_URI") or None
+        console.print(_fill_mlflow(args.folder, study, verdict, uri))
+    return verdict
+
+
+def _fill_mlflow(folder: Path, study: Study, verdict: Verdict, uri: str | None) -> str:
+    """Write what MLflow lacks. Holds the ledger meanwhile: a search that runs does it by itself."""
+    from aim_tune.ledger import Ledger
+    from aim_tune.reporting.words import sentence
+    from aim_tune.tracking.mirror import Mirror
+    from aim_tune.tracking.store import shown
+
+    names = ("study.yaml", "verdict.json", "report.html", "best_config.yaml")
+    with Ledger(folder / "ledger.jsonl"):
+        mirror = Mirror(folder=folder, study=study, uri=uri)
+        mirror.start()
+        mirror.finish(verdict.to_dict(), sentence(verdict), [folder / name for name in names])
+        missing = mirror.close(timeout_s=3600.0)
+    return missing or f"MLflow at {shown(mirror.uri)} holds every training of the ledger."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
