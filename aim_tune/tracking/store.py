@@ -95,8 +95,8 @@ def unreachable(uri: str, reason: object) -> ResourceError:
     )
     text = " ".join(str(reason).split())[:300]
     return ResourceError(
-        f"no MLflow at {shown(uri)}: {text}. {advice}; or let the search go on with the ledger "
-        "alone, by making tracking optional: MLflow can be filled from it later."
+        f"no MLflow at {shown(uri)}: {text}. {advice}. With --tracking optional a search goes on "
+        "without it; MLflow can be filled from the ledger later."
     )
 
 
