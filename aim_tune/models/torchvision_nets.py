@@ -37,7 +37,7 @@ def torchvision_net(
     except (ValueError, AssertionError) as error:
         height, width = image_shape[1:]
         raise UserError(
-            f"{name} cannot be built for {height}x{width} images: {error} "
+            f"{name} cannot be built for {height}x{width} images: {str(error).splitlines()[0]} "
             "Choose another image size or backbone."
         ) from error
     if stem == "small":
