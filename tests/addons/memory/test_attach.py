@@ -416,3 +416,29 @@ def test_sequential_networks_keep_their_result() -> None:
     expected = net(x)
     attach(net, memory_shape=(2, 2, 2), example_input=x)
     assert torch.equal(net(x), expected)
+
+
+def saved_bytes(model: nn.Module, x: Tensor) -> int:
+    """Unique bytes that autograd keeps for backward, parameters not counted."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model(x)
+    return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
+
+
+@pytest.mark.parametrize(("write", "limit"), [("none", 1.005), ("batch", 1.03), ("sample", 1.03)])
+def test_memory_adds_almost_nothing_to_what_is_kept_for_backward(write: str, limit: float) -> None:
+    row = BACKBONES["resnet20"]
+    plain = row.load()(classes=10, image_shape=(3, 32, 32), depth=20)
+    x = torch.randn(16, 3, 32, 32)
+    before = saved_bytes(plain, x)
+    given = {"memory_shape": (4, 4, 16), "example_input": x, "kernel_size": 1, "write": write}
+    model = attach(plain, **given)[0]
+    assert saved_bytes(model, x) < limit * before
+    assert saved_bytes(naive(model), x) > 1.25 * before
