@@ -2,7 +2,8 @@
 
 1,797 grey 8 x 8 images; 797 of them, drawn by the data seed, are the test examples. Noise and the
 covered square are fixed per image by the data seed, so that every training sees the same data.
-Scale: ink 1, paper -1, covered 0; with it a plain ResNet-8 of width 8 gets 62 to 71 % on 200 images.
+Scale: ink 1, paper -1, covered 0; with it a plain ResNet-8 of width 8,
+trained on 200 images, gets 38 to 82 % depending on its learning rate (AdamW: best near 0.3).
 """
 
 from __future__ import annotations

@@ -355,7 +355,7 @@ def importance_bars(study: Study, importances: Importances) -> Picture | None:
     return Picture(
         name="importance",
         title="Which setting matters?",
-        sentence=f"The most important setting is {', '.join(named)} (PED-ANOVA; whiskers over blocks).",
+        sentence=f"The most important setting is {', '.join(named)} (fANOVA; whiskers: one block left out).",
         svg=_svg("importance", draw, height=1.2 + 0.3 * len(settings) * max(1.0, len(arms) / 2)),
     )
 

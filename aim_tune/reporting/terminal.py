@@ -37,7 +37,7 @@ def show_summary(
     for title, lines in (("Written", paths), ("Next", commands)):
         if lines:
             console.print(Text(title, style="bold"))
-            console.print(_pairs(lines))
+            _pairs(console, lines)
 
 
 def _verdict(verdict: Verdict) -> Group:
@@ -80,11 +80,8 @@ def _figures(verdict: Verdict, arm: str, summary: ArmSummary) -> list[str]:
     ]  # fmt: skip
 
 
-def _pairs(lines: Mapping[str, str]) -> Table:
-    """Two columns; the right one is never cut, so that it can be copied."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+def _pairs(console: Console, lines: Mapping[str, str]) -> None:
+    """Two columns; the right one is never wrapped by us, so that it can be copied."""
+    width = max(map(len, lines))
     for left, right in lines.items():
-        table.add_row(Text(f"  {left}"), Text(right))
-    return table
+        console.print(Text.assemble((f"  {left:<{width}}  ", "dim"), right), soft_wrap=True)

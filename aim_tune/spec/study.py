@@ -210,7 +210,8 @@ class Study:
         """What makes two studies the same question: the resolved form without what cannot change a
         result (packing, where files lie on this machine, checkpoint rhythm)."""
         value = self.to_dict()
-        value["data"].pop("root", None)  # the data's digest is recorded instead
+        for key in ("root", "workers", "in_memory_mib"):
+            value["data"].pop(key, None)  # the data's digest is recorded instead of the place
         for key in ("pack", "time_limit_s", "checkpoint_s"):
             value["resources"].pop(key)
         for plugin in value["plugins"]:
