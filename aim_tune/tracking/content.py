@@ -182,7 +182,7 @@ def verdict_note(verdict: Mapping[str, Any], sentence: str) -> str:
         parts.append(_table(_ARM_HEAD, [_arm_row(a, s) for a, s in arms.items()]))
     if comparisons := verdict.get("comparisons"):
         rows = [_comparison_row(name, c) for name, c in comparisons.items()]
-        parts.append(_table(_COMPARISON_HEAD, rows))
+        parts += ["Differences over blocks:", _table(_COMPARISON_HEAD, rows)]
     if arms:
         parts.append("The full report is the artifact `report.html` of this run.")
     return "\n\n".join(parts)[:_NOTE_LIMIT]
@@ -220,7 +220,8 @@ def _figure(value: float | None, pattern: str) -> str:
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" if i == 0 else "---:" for i in range(len(head))), *rows]
+    wide = [tuple(f"{cell}&emsp;" for cell in line) for line in rows]  # MLflow pads no cells
+    lines = [head, ("---",) * len(head), *wide]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -148,9 +148,9 @@ def test_the_note_says_the_sentence_and_shows_both_tables():
     ).to_dict()
     note = verdict_note(verdict, "What was found.")
     assert note.startswith("**What was found.**\n\n| arm | test accuracy |")
-    assert "\n| baseline | " in note
-    assert "\n| aim - baseline | " in note
-    assert " of 3 |" in note
+    assert "\n| baseline&emsp; | " in note
+    assert "\n| aim - baseline&emsp; | " in note
+    assert " of 3&emsp; |" in note
     assert "%, nan" not in note
 
 

@@ -1,0 +1,106 @@
+"""The verb report: the same verdict from the same ledger, at any time, without touching anything else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aim_tune import report
+from aim_tune.ledger import Ledger
+from aim_tune.stats.simulate import World, example_study, simulated_events
+
+
+def write_results(folder: Path, **protocol) -> Path:
+    study = example_study(**{"blocks": 3, "twins": 2, "confirm": 1, **protocol})
+    world = World(effects={"aim": 30.0, "frozen": 0.0}, test_examples=200)
+    folder.mkdir(parents=True)
+    lines = [json.dumps(r, default=float) + "\n" for r in simulated_events(study, world.play)]
+    (folder / "ledger.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_results(tmp_path_factory.mktemp("results") / "example")
+
+
+def test_verdict_and_page_are_written_anew_and_stay_the_same(results, capsys):
+    assert report.main([str(results)]) == 0
+    first = {name: (results / name).read_bytes() for name in ("verdict.json", "report.html")}
+    assert "clearly better than baseline" in " ".join(capsys.readouterr().out.split())
+    assert json.loads(first["verdict.json"])["verdict"] == "better"
+    for name in first:
+        (results / name).unlink()
+    assert report.main([str(results)]) == 0
+    assert {name: (results / name).read_bytes() for name in first} == first
+    assert not list(results.glob("*.tmp"))
+
+
+def test_the_ledger_is_only_read(results):
+    before = (results / "ledger.jsonl").read_bytes()
+    report.main([str(results)])
+    assert (results / "ledger.jsonl").read_bytes() == before
+
+
+def test_a_search_that_still_runs_gives_an_interim_verdict(tmp_path):
+    folder = write_results(tmp_path / "example")
+    lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (folder / "ledger.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    with Ledger(folder / "ledger.jsonl"):  # held by a search
+        assert report.main([str(folder)]) == 0
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert (verdict["interim"], verdict["blocks"]) == (True, 1)
+
+
+def test_blocks_that_were_added_belong_to_the_study(tmp_path):
+    folder = write_results(tmp_path / "example")
+    with (folder / "ledger.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "extended", "time": 0, "blocks": 5}) + "\n")
+    study, _ = report.read_results(folder)
+    assert study.protocol.blocks == 5
+
+
+def test_another_verdict_than_the_wanted_one_exits_with_4(results, capsys):
+    assert report.main([str(results), "--fail-unless", "equivalent"]) == 4
+    assert "The verdict is better, not equivalent." in capsys.readouterr().err
+    assert report.main([str(results), "--fail-unless", "better"]) == 0
+
+
+def test_a_folder_without_a_ledger_says_what_to_run(tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 2
+    assert "run `python -m aim_tune.search` first" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_ledger_is_bad_input(tmp_path, capsys):
+    (tmp_path / "ledger.jsonl").write_text("")
+    assert report.main([str(tmp_path)]) == 2
+    assert "the search has not begun yet" in capsys.readouterr().err
+
+
+def test_mlflow_is_left_to_a_search_that_runs(results, capsys):
+    with Ledger(results / "ledger.jsonl"):
+        assert report.main([str(results), "--mlflow"]) == 2
+    assert "is in use by pid" in capsys.readouterr().err
+
+
+def test_mlflow_is_filled_from_the_ledger(results, capsys):
+    assert report.main([str(results), "--mlflow"]) == 0
+    assert "holds every training of the ledger" in " ".join(capsys.readouterr().out.split())
+    assert (results.parent / "mlflow.db").is_file()
+
+
+@pytest.mark.parametrize("verb", ["report", "export", "retrain"])
+def test_help_is_light(verb):
+    """The modules loaded are counted, not the seconds: those depend on the machine."""
+    code = (
+        f"import sys; from aim_tune import {verb}; {verb}.parser().format_help(); "
+        "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'numpy', 'yaml', 'matplotlib'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
