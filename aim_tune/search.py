@@ -210,6 +210,7 @@ class _Search:
                     verdict = self._finish(ledger, mirror)
             else:
                 with self._engine() as engine:
+                    self.stop.arm()
                     self._declare(ledger)
                     with self._tracking(ledger) as mirror:
                         self._conduct(ledger, engine, mirror)
@@ -281,9 +282,7 @@ class _Search:
         mirror.start()
         try:
             yield mirror
-        except Interrupted as error:
-            record = ledger.append({"event": "interrupted", "reason": str(error)})
-            mirror.event(record)
+        except Interrupted:
             mirror.close(CLOSE_S)
             raise
         missing = mirror.close()
@@ -294,6 +293,7 @@ class _Search:
         """Run all that is left."""
         from aim_tune.data.sealed import test_labels
         from aim_tune.engine.conductor import Conductor
+        from aim_tune.engine.stop import Interrupted
         from aim_tune.protocol import Machine
         from aim_tune.reporting.progress import Progress
         from aim_tune.training.schedules import total_steps
@@ -301,16 +301,23 @@ class _Search:
         study, began = self.study, time.time()
         labels = test_labels(study.data, self.catalog) if study.protocol.confirm else None
         history = ledger.history
-        with Progress(study, console=self.console, slots=engine.slots, history=history) as progress:
-            conductor = Conductor(
-                study,
-                Machine(study),
-                ledger,
-                labels,
-                [progress.event, *([mirror.event] if mirror else [])],
-                allotted_steps=lambda recipe: total_steps(recipe, self.info.train),
-            )
-            engine.run(conductor, study, str(self.folder / "checkpoints"), stop=self.stop)
+        listeners = [mirror.event] if mirror else []
+        try:
+            with Progress(study, console=self.console, slots=engine.slots, history=history) as bar:
+                conductor = Conductor(
+                    study,
+                    Machine(study),
+                    ledger,
+                    labels,
+                    [bar.event, *listeners],
+                    allotted_steps=lambda recipe: total_steps(recipe, self.info.train),
+                )
+                engine.run(conductor, study, str(self.folder / "checkpoints"), stop=self.stop)
+        except Interrupted as error:
+            record = ledger.append({"event": "interrupted", "reason": str(error)})
+            for listener in listeners:
+                listener(record)
+            raise
         self._say_if_starved(history, began, engine.slots)
 
     def _say_if_starved(self, history: History, began: float, slots: int) -> None:

@@ -41,9 +41,15 @@ class Stop:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
-        for signum in SIGNALS:
-            self._before[signum] = signal.signal(signum, self._handle)
+        self._before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        self.arm()
         return self
+
+    def arm(self) -> None:
+        """Install the handlers (again): Ray, once connected, has put its own in their place, which
+        end the process on SIGTERM."""
+        for signum in SIGNALS:
+            signal.signal(signum, self._handle)
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
@@ -57,6 +63,7 @@ class Stop:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Within, a first signal waits for `check`."""
+        self.arm()
         self._held = True
         try:
             yield
