@@ -10,7 +10,6 @@ activation checkpointing (layers run outside the forward pass: AttachError).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,24 +31,20 @@ from aim_tune.errors import AttachError, unknown
 BANK = "memory_bank"
 """Name under which a network holds its memory and update blocks: state_dict keys `memory_bank.*`."""
 
-ARMS: Mapping[str, Mapping[str, bool]] = MappingProxyType(
-    {
-        "aim": {"learned": True, "rewritten": True},
-        "no_update": {"learned": True, "rewritten": False},
-        "frozen": {"learned": False, "rewritten": False},
-    }
-)
+ARMS: dict[str, dict[str, bool]] = {
+    "aim": {"learned": True, "rewritten": True},
+    "no_update": {"learned": True, "rewritten": False},
+    "frozen": {"learned": False, "rewritten": False},
+}
 """Arm -> whether its memory is a parameter, and whether update blocks rewrite it."""
 
-_CHOICES: Mapping[str, Sequence[str]] = MappingProxyType(
-    {
-        "activation": tuple(ACTIVATIONS),
-        "write": ("none", "sample", "batch"),
-        "readers": ("block", "all"),
-        "init": ("zero", "normal"),
-        "arm": tuple(ARMS),
-    }
-)
+_CHOICES: dict[str, Sequence[str]] = {
+    "activation": tuple(ACTIVATIONS),
+    "write": ("none", "sample", "batch"),
+    "readers": ("block", "all"),
+    "init": ("zero", "normal"),
+    "arm": tuple(ARMS),
+}
 
 
 def attach(

@@ -9,9 +9,8 @@ Legend: B images, K memory channels, R rows, C columns, F feature channels, N to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,15 +20,13 @@ from torch import Tensor, nn
 from aim_tune.addons.memory.layout import spread, token_grid
 from aim_tune.errors import AttachError
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {
-        "sigmoid": torch.sigmoid,
-        "relu": F.relu,
-        "tanh": torch.tanh,
-        "gelu": F.gelu,
-        "silu": F.silu,
-    }
-)
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
 """Name in a study -> what update blocks use after batch norm."""
 
 MOMENTUM = 0.1
@@ -139,9 +136,7 @@ class ReadLinear(nn.Linear):
         return self.cell.on_grid(x.shape[1], x.shape[2], channels).permute(0, 2, 3, 1)
 
 
-READERS: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType(
-    {nn.Conv2d: ReadConv2d, nn.Linear: ReadLinear}
-)
+READERS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: ReadConv2d, nn.Linear: ReadLinear}
 """Layer -> the subclass that reads."""
 
 

@@ -1,0 +1,22 @@
+"""The add-on table offers exactly what the builder takes."""
+
+from __future__ import annotations
+
+import inspect
+
+from aim_tune.addons import ADDONS
+from aim_tune.addons.memory import ARMS, attach
+from aim_tune.addons.memory.attach import _CHOICES
+
+
+def test_the_settings_of_memory_are_what_attach_takes_with_the_same_defaults() -> None:
+    row, accepted = ADDONS["memory"], inspect.signature(attach).parameters
+    for name, setting in row.settings.items():
+        if name != "memory_shape":  # attach alone has no preset for the shape
+            assert accepted[name].default == setting.default, name
+        if name in _CHOICES:
+            assert tuple(setting.options) == tuple(_CHOICES[name]), name
+
+
+def test_the_arms_of_memory_are_what_attach_builds() -> None:
+    assert set(ADDONS["memory"].arms) == set(ARMS)
