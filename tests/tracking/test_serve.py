@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from aim_tune.tracking.mirror import Mirror
+
 SCRIPT = Path(__file__).resolve().parents[2] / "mlflow" / "serve.sh"
 SHELL = shutil.which("dash") or "/bin/sh"  # dash knows nothing but POSIX
 
@@ -65,7 +67,7 @@ def test_a_port_of_another_program_is_not_taken_for_mlflow(folder, port):
 
 
 @pytest.mark.slow
-def test_the_server_answers_here_and_not_to_foreign_names(folder, port):
+def test_the_server_answers_here_and_takes_a_mirror_quietly(folder, port, study, records, capsys):
     server = subprocess.Popen(
         [SHELL, str(SCRIPT), str(folder.parent)],
         env={**os.environ, "PORT": str(port)},
@@ -84,6 +86,12 @@ def test_the_server_answers_here_and_not_to_foreign_names(folder, port):
         search = f"{url}/api/2.0/mlflow/experiments/search?max_results=1"
         assert serve_answer(search) == 200
         assert serve_answer(search, host="evil.example") == 403
+        mirror = Mirror(folder=folder, study=study, uri=url)
+        mirror.start()
+        for record in records[:40]:
+            mirror.event(record)
+        assert mirror.close() == ""
+        assert capsys.readouterr().out == ""
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
