@@ -186,7 +186,7 @@ class Progress:
             self._say(f"{record['position']} {record['arm']} {result['status']}{why}")
 
     def _say(self, text: str) -> None:
-        self._console.print(Text(text))
+        self._console.print(Text(text), soft_wrap=True)
 
     def _counts(self) -> str:
         return f"{len(self._tally.finished)}/{self._tally.planned} trainings"

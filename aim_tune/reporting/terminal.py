@@ -53,15 +53,7 @@ def _verdict(verdict: Verdict) -> Group:
 def _arms(verdict: Verdict) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("arm", no_wrap=True)
-    for name in (
-        "test accuracy",
-        "trainings",
-        "steps",
-        "seconds",
-        "parameters",
-        "failed",
-        "diverged",
-    ):
+    for name in ("test accuracy", "sd", "trainings", "seconds", "parameters", "failed", "diverged"):
         table.add_column(name, justify="right")
     for arm, summary in verdict.arms.items():
         table.add_row(Text(arm), *_figures(verdict, arm, summary))
@@ -70,11 +62,10 @@ def _arms(verdict: Verdict) -> Table:
 
 def _figures(verdict: Verdict, arm: str, summary: ArmSummary) -> list[str]:
     budget = verdict.budget[arm]
-    score = "—" if summary.mean_points is None else f"{summary.mean_points:.2f} %"
-    if summary.sd_points is not None:
-        score += f" (sd {summary.sd_points:.2f})"
     return [
-        score, f"{budget.trials:,}", f"{budget.steps:,}", f"{budget.seconds:,.0f}",
+        "—" if summary.mean_points is None else f"{summary.mean_points:.2f} %",
+        "—" if summary.sd_points is None else f"{summary.sd_points:.2f}",
+        f"{budget.trials:,}", f"{budget.seconds:,.0f}",
         "—" if summary.parameters is None else f"{summary.parameters:,}",
         f"{budget.failed}", f"{budget.diverged}",
     ]  # fmt: skip
