@@ -36,11 +36,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("folder", type=Path, metavar="FOLDER", help="results of a study: results/NAME")
     p.add_argument(
         "--mlflow",
-        nargs="?",
-        const="",
+        action="store_true",
+        help="bring MLflow up to the ledger as well, where it was down or is a new one",
+    )
+    p.add_argument(
+        "--tracking-uri",
         metavar="URI",
-        help="bring MLflow up to the ledger as well, where it was down or is a new one "
-        "(sqlite:///FOLDER/../mlflow.db; also MLFLOW_TRACKING_URI)",
+        help="MLflow store (mlflow.db in the folder above; also MLFLOW_TRACKING_URI)",
     )
     p.add_argument(
         "--fail-unless",
@@ -108,8 +110,8 @@ def _report(args: argparse.Namespace) -> Verdict:
     show_summary(
         console, verdict, paths={what: str(path) for what, path in paths.items()}, commands={}
     )
-    if args.mlflow is not None:
-        uri = args.mlflow or os.environ.get("MLFLOW_TRACKING_URI") or None
+    if args.mlflow:
+        uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         console.print(_fill_mlflow(args.folder, study, verdict, uri))
     return verdict
 

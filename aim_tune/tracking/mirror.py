@@ -106,6 +106,7 @@ class Mirror:
         live_s: float = LIVE_S,
     ) -> None:
         self.uri = uri or default_uri(folder.parent)
+        self._is_default = uri is None
         self._folder = folder
         self._study = study
         self._required = required
@@ -168,10 +169,11 @@ class Mirror:
         missing = self._writer.backlog
         if not missing and not self._thread.is_alive():
             return ""
+        where = "" if self._is_default else f" --tracking-uri {shown(self.uri)}"
         return (
             f"{max(missing, 1)} run{'s are' if missing > 1 else ' is'} not yet in MLflow at "
             f"{shown(self.uri)}; the ledger holds everything. To fill the gap: "
-            f"python -m aim_tune.report {self._folder} --mlflow"
+            f"python -m aim_tune.report {self._folder} --mlflow{where}"
         )
 
     # What follows runs in the thread.

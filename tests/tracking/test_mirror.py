@@ -294,7 +294,9 @@ def test_without_a_server_an_optional_mirror_lets_the_search_go_on(
     uri = f"http://127.0.0.1:{closed_port}"
     mirror = mirrored(folder, study, records, uri=uri, required=False, notify=said.append)
     assert "Going on with the ledger alone" in said[0]
-    assert "18 runs are not yet in MLflow" in mirror.close()
+    missing = mirror.close()
+    assert "18 runs are not yet in MLflow" in missing
+    assert missing.endswith(f"--mlflow --tracking-uri {uri}")
 
 
 def test_a_folder_that_cannot_be_used_is_an_error_that_names_the_store(folder, study, tmp_path):
