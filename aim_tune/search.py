@@ -239,6 +239,7 @@ class _Search:
     def _declare(self, ledger: Ledger) -> None:
         """The first record of a new study, or that it goes on; study.yaml beside it."""
         from aim_tune.engine.resume import declaration, other_versions
+        from aim_tune.report import write_whole
         from aim_tune.spec import dump
 
         history = ledger.history
@@ -253,7 +254,7 @@ class _Search:
         if self._grown(history):
             ledger.append({"event": "extended", "blocks": self.study.protocol.blocks})
         text = dump(self.study.to_dict(), f"Resolved study {self.study.study_hash}. Do not edit.")
-        _write(self.folder / "study.yaml", text)
+        write_whole(self.folder / "study.yaml", text)
 
     def _say_what_is_there(self, history: History) -> None:
         done = sum(t.done for t in history.trainings.values())
@@ -357,6 +358,7 @@ class _Search:
     def _write(self, history: History, verdict: Verdict) -> dict[str, Path]:
         """All files that are derived from the ledger: what -> where."""
         from aim_tune.protocol.importance import importances
+        from aim_tune.report import write_whole
         from aim_tune.reporting.html import write_report
 
         paths = {
@@ -365,7 +367,7 @@ class _Search:
             "best": self.folder / "best_config.yaml",
             "study": self.folder / "study.yaml",
         }
-        _write(paths["verdict"], json.dumps(verdict.to_dict(), indent=2) + "\n")
+        write_whole(paths["verdict"], json.dumps(verdict.to_dict(), indent=2) + "\n")
         write_report(
             paths["report"], self.study, history, verdict, importances(self.study, history)
         )
@@ -374,17 +376,18 @@ class _Search:
         return paths
 
     def _write_best(self, path: Path, history: History, verdict: Verdict) -> bool:
+        from aim_tune.export import config_text
         from aim_tune.protocol.best import best_config
+        from aim_tune.report import write_whole
         from aim_tune.reporting.words import sentence
-        from aim_tune.spec import dump
 
+        words = sentence(verdict)
         try:
-            best = best_config(self.study, history, verdict.to_dict(), sentence=sentence(verdict))
+            best = best_config(self.study, history, verdict.to_dict(), sentence=words)
         except UserError as error:
             self.console.print(f"No best_config.yaml: {error}")
             return False
-        head = f"Best configuration of {self.study.name}: python -m aim_tune.retrain {_short(path)}"
-        _write(path, dump(best, head))
+        write_whole(path, config_text(best))
         return True
 
     def _next_commands(self) -> dict[str, str]:
@@ -494,13 +497,6 @@ def _trial_run(study: Study, arm: str) -> _Cost:
         step_ms=step_ms,
         seconds=steps * step_ms / 1000 + study.recipe.evaluations * other_s,
     )
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _short(path: Path) -> str:

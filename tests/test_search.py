@@ -452,3 +452,19 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     assert outcome(history_of(started.folder)) == expected
     (lost,) = events(started.folder, "job_lost")
     assert lost["position"] == victim["position"]
+
+
+@pytest.mark.kills
+def test_a_search_joins_a_running_cluster_and_leaves_it_running(file: Path, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        started = Started(file, tmp_path / "joined", "--address", cluster.address)
+        said, _ = started.process.communicate(timeout=180)
+        assert started.process.returncode == 0, said
+        assert started.gone_after(10) == []
+        assert cluster.head_node.all_processes  # the search did not end what it had not started
+        assert (tmp_path / "joined" / "tiny" / "verdict.json").is_file()
+    finally:
+        cluster.shutdown()
