@@ -25,6 +25,9 @@ EXIT_TOO_MANY_FAILED = 3
 EXIT_NOT_MET = 4
 EXIT_INTERRUPTED = 130
 
+MOST_LISTED = 24
+"""Names an error text lists; of more it shows the nearest."""
+
 
 class AimTuneError(Exception):
     """Root of everything this package raises on purpose."""
@@ -86,11 +89,14 @@ class StudyError(UserError):
 
 
 def unknown(what: str, name: object, known: Sequence[str]) -> str:
-    """Text for an unknown name: the nearest known one first, then all of them.
+    """Text for an unknown name: the nearest known one first, then all of them (of many, the nearest).
 
     >>> unknown("backbone", "resnet9", ["resnet8", "mlp"])
     "unknown backbone 'resnet9'; did you mean 'resnet8'? known: mlp, resnet8"
     """
     near = get_close_matches(str(name), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {what} {name!r}; {hint}known: {', '.join(sorted(known))}"
+    if len(known) <= MOST_LISTED:
+        return f"unknown {what} {name!r}; {hint}known: {', '.join(sorted(known))}"
+    some = get_close_matches(str(name), known, n=8, cutoff=0.0)
+    return f"unknown {what} {name!r}; {hint}the nearest of {len(known)} known: {', '.join(some)}"
