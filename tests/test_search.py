@@ -9,8 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -339,14 +340,15 @@ def test_the_console_script_knows_its_verbs(capsys: pytest.CaptureFixture[str]) 
 class Started:
     """A search in its own process group, found again by a mark in the environment."""
 
-    def __init__(self, file: Path, out: Path, *flags: str) -> None:
+    def __init__(self, file: Path, out: Path, *flags: str, temporary: Path) -> None:
         self.mark = f"AIM_TUNE_TEST_MARK={out.name}-{time.monotonic_ns()}"
         name, _, value = self.mark.partition("=")
         self.folder = out / "tiny"
+        self.temporary = temporary
         command = [sys.executable, "-m", "aim_tune.search", str(file), "--out", str(out)]
         self.process = subprocess.Popen(
             [*command, "--tracking", "off", "--slots", "2", *flags],
-            env={**os.environ, name: value},
+            env={**os.environ, name: value, "TMPDIR": str(temporary)},
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -384,6 +386,14 @@ class Started:
 
 
 @pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files, with a name short enough for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="t"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
 def longer(file: Path) -> Path:
     """The tiny study with trainings that last long enough to be killed."""
     file.write_text(TEXT.replace("steps: 4", "steps: 80"))
@@ -392,12 +402,12 @@ def longer(file: Path) -> Path:
 
 @pytest.mark.kills
 def test_a_killed_driver_resumes_to_the_uninterrupted_result(
-    longer: Path, run: Any, tmp_path: Path
+    longer: Path, run: Any, tmp_path: Path, temporary: Path
 ) -> None:
     assert run() == 0  # in this process: the same bits as Ray gives
     expected = outcome(history_of(tmp_path / "out" / "tiny"))
 
-    first = Started(longer, tmp_path / "killed")
+    first = Started(longer, tmp_path / "killed", temporary=temporary)
     first.wait_for("training_done", 7)
     first.process.kill()
     first.process.communicate()
@@ -405,7 +415,7 @@ def test_a_killed_driver_resumes_to_the_uninterrupted_result(
     assert 7 <= len(finished) < len(expected)
     assert first.gone_after(60) == []
 
-    second = Started(longer, tmp_path / "killed")
+    second = Started(longer, tmp_path / "killed", temporary=temporary)
     said, _ = second.process.communicate(timeout=180)
     assert second.process.returncode == 0, said
     assert outcome(history_of(second.folder)) == expected
@@ -414,14 +424,15 @@ def test_a_killed_driver_resumes_to_the_uninterrupted_result(
     begun = [(r["position"], r["arm"]) for r in events(second.folder, "training_started")]
     assert all(begun.count(key) == 1 for key in finished)
     assert second.gone_after(10) == []
+    assert list(temporary.glob("aim_*")) == []  # the killed one's folders are gone as well
 
 
 @pytest.mark.kills
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_search_within_ten_seconds_and_leaves_nothing(
-    signum: int, code: int, longer: Path, tmp_path: Path
+    signum: int, code: int, longer: Path, tmp_path: Path, temporary: Path
 ) -> None:
-    started = Started(longer, tmp_path / "stopped")
+    started = Started(longer, tmp_path / "stopped", temporary=temporary)
     started.wait_for("training_done", 3)
     began = time.monotonic()
     # a terminal sends Ctrl-C to the whole group, a system sends SIGTERM to the driver alone
@@ -432,6 +443,7 @@ def test_a_signal_ends_the_search_within_ten_seconds_and_leaves_nothing(
     assert "the same command goes on from here" in said
     assert "Traceback" not in said
     assert started.gone_after(5) == []
+    assert list(temporary.glob("aim_*")) == []
     assert [r["reason"] for r in events(started.folder, "interrupted")] == [
         signal.Signals(signum).name
     ]
@@ -439,11 +451,11 @@ def test_a_signal_ends_the_search_within_ten_seconds_and_leaves_nothing(
 
 @pytest.mark.kills
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(
-    longer: Path, run: Any, tmp_path: Path
+    longer: Path, run: Any, tmp_path: Path, temporary: Path
 ) -> None:
     assert run() == 0
     expected = outcome(history_of(tmp_path / "out" / "tiny"))
-    started = Started(longer, tmp_path / "bereft")
+    started = Started(longer, tmp_path / "bereft", temporary=temporary)
     started.wait_for("training_started", 2)
     victim = events(started.folder, "training_started")[-1]
     os.kill(victim["pid"], signal.SIGKILL)
@@ -455,12 +467,16 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
 
 
 @pytest.mark.kills
-def test_a_search_joins_a_running_cluster_and_leaves_it_running(file: Path, tmp_path: Path) -> None:
+def test_a_search_joins_a_running_cluster_and_leaves_it_running(
+    file: Path, tmp_path: Path, temporary: Path
+) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
-        started = Started(file, tmp_path / "joined", "--address", cluster.address)
+        started = Started(
+            file, tmp_path / "joined", "--address", cluster.address, temporary=temporary
+        )
         said, _ = started.process.communicate(timeout=180)
         assert started.process.returncode == 0, said
         assert started.gone_after(10) == []

@@ -13,20 +13,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from aim_tune.engine.scratch import scratch
 from aim_tune.errors import ResourceError
 from aim_tune.spec.request import Job
 from aim_tune.spec.study import Resources, Study
@@ -61,20 +61,16 @@ class RayTune:
         `body` runs a job; None: `twin.run_job`, imported on the worker. Simulations pass their own.
         """
         searcher = _Jobs(conductor)
-        folder = tempfile.mkdtemp(prefix="aim_tune_")
+        trial = _trainable(study, store_root, body)
         try:
-            trial = _trainable(study, store_root, body)
-            tuner = self._tuner(trial, searcher, folder, stop)
-            with stop.held() if stop else nullcontext():
-                tuner.fit()
+            with scratch() as folder, stop.held() if stop else nullcontext():
+                self._tuner(trial, searcher, folder, stop).fit()
         except Exception as error:
             raise (searcher.failure or error) from None
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         assert conductor.finished, "Ray Tune ended before the study did"
 
     def _tuner(
-        self, trial: Callable[..., None], searcher: _Jobs, folder: str, stop: Stop | None
+        self, trial: Callable[..., None], searcher: _Jobs, folder: Path, stop: Stop | None
     ) -> tune.Tuner:
         return tune.Tuner(
             trial,
@@ -88,7 +84,7 @@ class RayTune:
             ),
             run_config=tune.RunConfig(
                 name=f"study_{uuid.uuid4().hex[:12]}",
-                storage_path=folder,
+                storage_path=str(folder),
                 verbose=0,
                 callbacks=[_Watch(stop)] if stop else [],
                 failure_config=tune.FailureConfig(max_failures=0),  # the conductor counts attempts
@@ -134,21 +130,20 @@ def _connected(resources: Resources, slots: int | None, address: str | None) -> 
         yield
         return
     quiet: dict[str, Any] = {"logging_level": "CRITICAL", "log_to_driver": False}
-    folder = None
-    try:
-        if address is None:
-            folder = tempfile.mkdtemp(prefix="aim_")  # short: sockets allow 107 characters
-            cpus = max(len(os.sched_getaffinity(0)), (slots or 1) * resources.cpu)
-            store = OBJECT_STORE_MIB * 2**20
-            ray.init(num_cpus=cpus, object_store_memory=store, include_dashboard=False,
-                     _temp_dir=folder, **quiet)  # fmt: skip
+    with ExitStack() as ends:
+        folder = ends.enter_context(scratch()) if address is None else None
+        ends.callback(ray.shutdown)  # before the folder goes
+        if folder is None:
+            _join(str(address), quiet)
         else:
-            _join(address, quiet)
+            ray.init(
+                num_cpus=max(len(os.sched_getaffinity(0)), (slots or 1) * resources.cpu),
+                object_store_memory=OBJECT_STORE_MIB * 2**20,
+                include_dashboard=False,
+                _temp_dir=str(folder),
+                **quiet,
+            )
         yield
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _join(address: str, quiet: Mapping[str, Any]) -> None:

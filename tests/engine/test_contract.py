@@ -129,7 +129,7 @@ def test_ray_leaves_no_folder_behind(ray_session: None, lab: Any, tmp_path: Path
     from aim_tune.engine import ray_tune
 
     def left() -> set[Path]:
-        return set(Path(tempfile.gettempdir()).glob("aim_tune_*"))
+        return set(Path(tempfile.gettempdir()).glob("aim_ray_*"))
 
     before = left()
     run((ray_tune, 1), lab.study(trials=0, blocks=1, twins=1), lab, lab.simulated)
