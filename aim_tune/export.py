@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
 from aim_tune.report import read_results, write_whole
+from aim_tune.spec.study import BASELINE
 
 if TYPE_CHECKING:
     from aim_tune.ledger import History
@@ -81,8 +82,11 @@ def config_text(best: Mapping[str, Any]) -> str:
     from aim_tune.spec.yaml_io import dump
 
     provenance = best["provenance"]
+    plain = best["arm"] == BASELINE and len(best["study"]["arms"]) > 1
+    other = "The plain network, as no add-on was found better; --arm NAME exports another arm.\n"
     head = (
         f"Best configuration of {provenance['study_name']}, arm {best['arm']}.\n"
+        f"{other if plain else ''}"
         f"{provenance['sentence'] or 'No verdict.'}\n"
         "Train it: python -m aim_tune.retrain THIS_FILE"
     )

@@ -392,12 +392,11 @@ class _Search:
 
     def _next_commands(self) -> dict[str, str]:
         folder = _short(self.folder)
-        best = _short(self.folder / "best_config.yaml")
         return {
-            "browse": f"sh mlflow/serve.sh {_short(self.folder.parent)}",
+            "browse": _browse(self.folder.parent),
             "report": f"python -m aim_tune.report {folder}",
-            "retrain": f"python -m aim_tune.export {folder} -o {best} && "
-            f"python -m aim_tune.retrain {best}",
+            "export": f"python -m aim_tune.export {folder} -o best_config.yaml",
+            "retrain": "python -m aim_tune.retrain best_config.yaml",
         }
 
     def _exit_code(self, history: History, verdict: Verdict) -> int:
@@ -497,6 +496,14 @@ def _trial_run(study: Study, arm: str) -> _Cost:
         step_ms=step_ms,
         seconds=steps * step_ms / 1000 + study.recipe.evaluations * other_s,
     )
+
+
+def _browse(results: Path) -> str:
+    """What shows a results folder in MLflow: a checkout's script, or MLflow itself."""
+    script = Path(__file__).resolve().parents[1] / "mlflow" / "serve.sh"
+    if script.is_file():
+        return f"sh {_short(script)} {_short(results)}"
+    return f"mlflow server --backend-store-uri sqlite:///{results / 'mlflow.db'}"
 
 
 def _short(path: Path) -> str:
