@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "aim_tune"
 
 ORDER = [
-    "errors", "spec", "ledger", "stats", "addons", "models", "data", "tables", "training", "arms",
-    "twin", "tracking", "reporting", "protocol", "engine", "verbs",
+    "errors", "spec", "cluster_rules", "ledger", "stats", "addons", "models", "data", "tables", "training",
+    "arms", "twin", "tracking", "reporting", "protocol", "engine", "verbs",
 ]  # fmt: skip
-VERBS = {"search", "report", "export", "retrain", "__main__"}
+VERBS = {"search", "report", "export", "retrain", "cluster", "__main__"}
 SIBLINGS = {"addons", "models", "data"}  # nouns that do not know each other
 
 HOMES = {
@@ -32,6 +32,7 @@ HOMES = {
     "torchvision": {"models/", "data/"},
     "sklearn": {"data/"},
     "rich": {"reporting/"},
+    "jsonschema": {"cluster_rules.py"},
 }
 TORCH_FREE = [
     "__init__.py", "errors.py", "ledger.py", "tables.py", "spec/", "stats/", "tracking/",
