@@ -138,6 +138,7 @@ def _search(args: argparse.Namespace, stop: Stop) -> int:
 
     study, catalog = load_study(args.study or quick_start(), HOUSE, args.overrides)
     console = Console(quiet=args.quiet, highlight=False)
+    console.print(f"{study.name}: looking at the data and trying every design...")
     info = _checked(study, catalog)
     if args.dry_run:
         _show_plan(study, catalog, info, args, console)
