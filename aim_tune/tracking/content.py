@@ -91,9 +91,10 @@ def experiment_note(study: Study, sentence: str = "") -> str:
     first = sentence or _question(study)
     return (
         f"{first}\n\nBackbone `{study.backbone.name}`, data `{study.data.name}`, arms {arms}. "
-        "One run is one training of one arm. To compare, group by the tag `aim.arm` and filter with "
-        "`tags.aim.phase = 'confirm'`. Test figures stand on confirm runs only; `delta/test_accuracy` "
-        "is an arm minus the baseline of the same pair."
+        "One run is one training of one arm. The saved views (top right of the runs) answer the usual "
+        "questions; for others group by the tag `aim.arm` and filter, say `tags.aim.phase = 'confirm'`. "
+        "Test figures stand on confirm runs only; `delta/test_points` is an arm minus the baseline of "
+        "the same pair, percentage points."
     )
 
 
@@ -323,10 +324,15 @@ def _test(history: History, training: Training) -> dict[str, float]:
     score = training.test_accuracy
     if score is None:
         return {}
-    figures = {"test/accuracy": score, "test/error": 1 - score}
+    figures = {
+        "test/accuracy": score,
+        "test/error": 1 - score,
+        "test/error_points": 100 * (1 - score),  # MLflow's bars round to two decimals
+    }
     baseline = history.trainings.get((training.position, BASELINE))
     if training.arm != BASELINE and baseline is not None and baseline.test_accuracy is not None:
         figures["delta/test_accuracy"] = score - baseline.test_accuracy
+        figures["delta/test_points"] = 100 * figures["delta/test_accuracy"]
     return figures
 
 

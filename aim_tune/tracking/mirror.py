@@ -21,6 +21,7 @@ from typing import Any
 from aim_tune.errors import ResourceError
 from aim_tune.ledger import History, Training, read_history
 from aim_tune.spec.study import Study
+from aim_tune.tracking import views
 from aim_tune.tracking.content import (
     DIGEST_TAG,
     RunContent,
@@ -31,6 +32,8 @@ from aim_tune.tracking.content import (
     verdict_content,
 )
 from aim_tune.tracking.store import Seen, Store, default_uri, shown, unreachable
+
+log = logging.getLogger(__name__)
 
 LIVE_S = 30.0
 """Trainings longer than this appear while they run, and are brought up to date this often, seconds."""
@@ -156,6 +159,12 @@ class Mirror:
         """
         self._inbox.put(_Finish(verdict=verdict, sentence=sentence, files=tuple(files)))
 
+    @property
+    def links(self) -> dict[str, str]:
+        """Name of a saved view -> what follows the server's address; {} until they are in MLflow, and
+        where its version does not know them."""
+        return dict(self._writer.links)
+
     def close(self, timeout_s: float = 60.0) -> str:
         """What is missing in MLflow, for people, after waiting for at most `timeout_s`; "": nothing.
 
@@ -249,6 +258,8 @@ class _Writer:
         self._history = History()
         self._due: dict[_Row, float] = {}
         """Training -> when to write it, on the monotonic clock; 0: now."""
+        self.links: dict[str, str] = {}
+        """Name of a saved view -> its link."""
         self._seen: dict[str, Seen | None] = {}
         """Key -> its run; None: it may be there, look it up."""
 
@@ -289,6 +300,18 @@ class _Writer:
         )
         self._seen = dict(runs)
         self.is_open = True
+        self._save_views()
+
+    def _save_views(self) -> None:
+        """Saved views, from the start, so that a search can be watched in them. Never raises: an
+        MLflow that does not take them costs the views alone."""
+        declared = round(1000 * (self._history.declared or {}).get("time", 0.0))
+        try:
+            if views.supported(self._store.version()):
+                self._store.tag_experiment(views.tags(self._study, created_ms=declared))
+                self.links = views.links(self._study, self._store.experiment_id)
+        except Exception as error:
+            log.info("no saved views in MLflow: %s", error)
 
     def write_due(self, *, everything: bool) -> None:
         """Write the trainings whose time has come, then the verdict once no training is left."""

@@ -12,7 +12,7 @@ import json
 import logging
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -72,25 +72,32 @@ def probe(uri: str) -> None:
 
     Any answer counts: a proxy in front of MLflow may know no /health.
     """
-    if urlsplit(uri).scheme not in ("http", "https"):
+    if not _is_server(uri):
         return
-    parts = urlsplit(uri)
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
-    address = f"{urlunsplit(bare).rstrip('/')}/health"
     try:
-        urllib.request.urlopen(address, timeout=PROBE_S).close()
+        urllib.request.urlopen(f"{_address(uri)}/health", timeout=PROBE_S).close()
     except urllib.error.HTTPError:
         return
     except (OSError, ValueError) as error:
         raise unreachable(uri, error) from None
 
 
+def _is_server(uri: str) -> bool:
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def _address(uri: str) -> str:
+    """A server's URI without user, password, query and last slash."""
+    parts = urlsplit(uri)
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+    return urlunsplit(bare).rstrip("/")
+
+
 def unreachable(uri: str, reason: object) -> ResourceError:
     """The error for a store that does not answer: which one, why, what to do."""
-    scheme = urlsplit(uri).scheme
     advice = (
         "Start the server, or correct the address"
-        if scheme in ("http", "https")
+        if _is_server(uri)
         else "See that its folder exists and can be written, or name another store"
     )
     text = " ".join(str(reason).split())[:300]
@@ -150,6 +157,26 @@ class Store:
     def describe(self, note: str) -> None:
         """Set the experiment's description."""
         self.client.set_experiment_tag(self._experiment, "mlflow.note.content", note)
+
+    @property
+    def experiment_id(self) -> str:
+        """The experiment of an open store."""
+        assert self._experiment, "open the store first"
+        return self._experiment
+
+    def version(self) -> str:
+        """Version of the MLflow that shows the store: the server's, else the one installed here."""
+        if not _is_server(self.uri):
+            return str(mlflow.__version__)
+        with urllib.request.urlopen(f"{_address(self.uri)}/version", timeout=PROBE_S) as answer:
+            return str(answer.read(100).decode())
+
+    def tag_experiment(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the experiment, leaving alone those that are so already."""
+        there = self.client.get_experiment(self._experiment).tags
+        for key, value in tags.items():
+            if there.get(key) != value:
+                self.client.set_experiment_tag(self._experiment, key, value)
 
     def _runs(self, study_hash: str) -> dict[str, Seen]:
         """Key -> run, for all runs of a study. Of two runs with one key the younger is deleted."""
