@@ -30,5 +30,5 @@ def test_every_builder_of_a_table_can_be_imported(table: str) -> None:
 
 def test_memory_names_its_arms_and_its_placebo() -> None:
     memory = ADDONS["memory"]
-    assert list(memory.arms) == ["aim", "frozen", "no_update"]
+    assert list(memory.arms)[:3] == ["aim", "frozen", "no_update"]
     assert (memory.primary, memory.placebo) == ("aim", "frozen")

@@ -13,6 +13,10 @@ from aim_tune.spec.catalog import AddonEntry, Setting
 ACTIVATIONS = ("sigmoid", "relu", "tanh", "gelu", "silu")
 WRITES = ("none", "sample", "batch")
 READERS = ("block", "all")
+LAYOUTS = ("aligned", "raster")
+POOLS = ("first", "last")
+RULES = ("overwrite", "residual")
+CARRIES = ("weights", "ema")
 
 ADDONS: dict[str, AddonEntry] = {
     "memory": AddonEntry(
@@ -53,11 +57,41 @@ ADDONS: dict[str, AddonEntry] = {
                 options=READERS,
                 doc="block: the first readable layer of each block; all: every readable layer",
             ),
+            "layout": Setting(
+                kind="str",
+                default="aligned",
+                options=LAYOUTS,
+                doc="aligned: a number stays where it belongs; raster: the published reshape",
+            ),
+            "pool": Setting(
+                kind="str",
+                default="first",
+                options=POOLS,
+                doc="first: updates run at the size of the memory; last: as published, at the features'",
+            ),
+            "rule": Setting(
+                kind="str",
+                default="overwrite",
+                options=RULES,
+                doc="overwrite: an update is the new memory; residual: it is added to the old one",
+            ),
+            "carry": Setting(
+                kind="str",
+                default="weights",
+                options=CARRIES,
+                doc="what persists between batches: weights; ema: also a mean of what was written last",
+            ),
         },
         arms={
             "aim": "memory is learned, and rewritten by update blocks within each forward pass",
             "frozen": "placebo: memory is random, never trained and never rewritten; reads are trained",
             "no_update": "memory is learned but never rewritten",
+            "reset": "memory is rewritten, but starts each pass from the same random numbers",
+            "shuffled": "aim, but an image goes on with the memory written for another one",
+            "constant": "memory is learned, one value per channel: no position, never rewritten",
+            "coordinates": "reads get x and y of each position instead of a memory",
+            "noise": "reads get fresh random numbers for each image in training, zeros in evaluation",
+            "wide": "no memory: the baseline with more hidden channels, as many parameters as aim",
         },
         primary="aim",
         placebo="frozen",

@@ -94,6 +94,18 @@ BACKBONES: dict[str, Entry] = {
         doc="two stages of two 3x3 convolutions with batch norm, global average, one dense layer",
         settings={"width": _WIDTH},
     ),
+    "keras_resnet50": Entry(
+        build="aim_tune.models.keras_resnet:keras_resnet50",
+        doc="Keras' ResNet50: the control of the published AiM run",
+        settings={
+            "stem_stride": Setting(
+                kind="int",
+                default=2,
+                options=(1, 2),
+                doc="2: as in Keras; 1: as in the published AiM, four times the cost",
+            )
+        },
+    ),
     **{name: _torchvision(name) for name in TORCHVISION},
 }
 """Name in a study -> row."""

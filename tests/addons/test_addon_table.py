@@ -6,7 +6,7 @@ import inspect
 
 from aim_tune.addons import ADDONS
 from aim_tune.addons.memory import ARMS, attach
-from aim_tune.addons.memory.attach import _CHOICES
+from aim_tune.addons.memory.attach import _CHOICES, WIDE
 
 
 def test_the_settings_of_memory_are_what_attach_takes_with_the_same_defaults() -> None:
@@ -19,4 +19,4 @@ def test_the_settings_of_memory_are_what_attach_takes_with_the_same_defaults() -
 
 
 def test_the_arms_of_memory_are_what_attach_builds() -> None:
-    assert set(ADDONS["memory"].arms) == set(ARMS)
+    assert set(ADDONS["memory"].arms) == {*ARMS, WIDE}

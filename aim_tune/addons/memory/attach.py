@@ -9,7 +9,9 @@ activation checkpointing (layers run outside the forward pass: AttachError).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,24 +21,64 @@ from aim_tune.addons.dry_run import count_flops, dry_run
 from aim_tune.addons.memory.layers import (
     ACTIVATIONS,
     READERS,
+    ConvBank,
     MemoryBank,
+    PublishedUpdateBlock,
     UpdateBlock,
     as_plain,
     as_reader,
 )
 from aim_tune.addons.memory.plan import Plan, Reader, Shape, Update, make_plan
 from aim_tune.addons.memory.report import AttachReport
+from aim_tune.addons.wide import widened
 from aim_tune.errors import AttachError, unknown
 
 BANK = "memory_bank"
 """Name under which a network holds its memory and update blocks: state_dict keys `memory_bank.*`."""
 
-ARMS: dict[str, dict[str, bool]] = {
-    "aim": {"learned": True, "rewritten": True},
-    "no_update": {"learned": True, "rewritten": False},
-    "frozen": {"learned": False, "rewritten": False},
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What an arm does with its memory."""
+
+    learned: bool = False
+    """Whether memory is a parameter."""
+    rewritten: bool = False
+    """Whether update blocks rewrite it."""
+    layout: str | None = None
+    """Replaces the setting; control arms without positions or without numbers have their own."""
+    noise: bool = False
+    shuffled: bool = False
+
+
+ARMS: dict[str, Arm] = {
+    "aim": Arm(learned=True, rewritten=True),
+    "no_update": Arm(learned=True),
+    "frozen": Arm(),
+    "reset": Arm(rewritten=True),
+    "shuffled": Arm(learned=True, rewritten=True, shuffled=True),
+    "constant": Arm(learned=True, layout="constant"),
+    "coordinates": Arm(layout="coordinates"),
+    "noise": Arm(noise=True),
 }
-"""Arm -> whether its memory is a parameter, and whether update blocks rewrite it."""
+"""Arm -> what it does with its memory; `build` knows `wide` as well, which has none."""
+
+WIDE = "wide"
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"memory_shape": (4, 4, 16)},
+    "described": {
+        "memory_shape": (7, 7, 1024),
+        "layout": "raster",
+        "pool": "last",
+        "init": "normal",
+        "origin": "conv",
+        "update_at": "first",
+    },
+}
+PRESETS["published"] = {**PRESETS["described"], "second_memory": True}
+"""Name -> settings for `attach`. fast: the defaults. described: the published order of operations, with all
+flows as the article's text says. published: what its code does (most blocks read a second memory)."""
 
 _CHOICES: dict[str, Sequence[str]] = {
     "activation": tuple(ACTIVATIONS),
@@ -44,6 +86,12 @@ _CHOICES: dict[str, Sequence[str]] = {
     "readers": ("block", "all"),
     "init": ("zero", "normal"),
     "arm": tuple(ARMS),
+    "layout": ("aligned", "raster"),
+    "pool": ("first", "last"),
+    "rule": ("overwrite", "residual"),
+    "carry": ("weights", "ema"),
+    "origin": ("free", "conv"),
+    "update_at": ("last", "first"),
 }
 
 
@@ -60,6 +108,13 @@ def attach(
     init: str = "zero",
     arm: str = "aim",
     seed: int = 0,
+    layout: str = "aligned",
+    pool: str = "first",
+    rule: str = "overwrite",
+    carry: str = "weights",
+    origin: str = "free",
+    update_at: str = "last",
+    second_memory: bool = False,
 ) -> tuple[nn.Module, AttachReport]:
     """`model` itself, now with a memory, and a report of what was done.
 
@@ -70,8 +125,16 @@ def attach(
                    in training, its running mean in evaluation
     readers        block: the first readable layer of each block; all: every readable layer
     init           of the reads: zero (starts as the baseline, exactly) or normal
-    arm            aim; no_update: learned, never rewritten; frozen: random, never trained or rewritten
+    arm            aim, or a control: a name in ARMS; the table of add-ons says what each is
     seed           of memory, reads and update blocks; the global generator is left as it was
+    layout         aligned: numbers stay where they belong; raster: the published reshape
+    pool           first: updates run at the size of the memory; last: as published, at the features'
+    rule           overwrite: an update gives the new memory; residual: what is added to the old one
+    carry          what persists between batches: the weights alone, or also a running mean of what
+                   the last update wrote (ema; moves in training only)
+    origin         free: the memory's numbers are parameters; conv: as published, a 1x1 convolution on ones
+    update_at      after the last or, as published, the first block of each resolution
+    second_memory  as published: later blocks of a resolution read another memory, never written
 
     Raises AttachError, with `model` unchanged, where a setting is impossible for this network.
 
@@ -86,28 +149,49 @@ def attach(
         "readers": readers,
         "init": init,
         "arm": arm,
+        "layout": layout,
+        "pool": pool,
+        "rule": rule,
+        "carry": carry,
+        "origin": origin,
+        "update_at": update_at,
     }
     shape = _checked(model, memory_shape, update_width, kernel_size, settings)
-    write = write if ARMS[arm]["rewritten"] else "none"
+    kind = ARMS[arm]
+    if origin == "conv":
+        _check_conv(arm, carry)
+    write = write if kind.rewritten else "none"
+    layout = kind.layout or layout
     before = dry_run(model, example_input)
-    plan = make_plan(model, before, shape, readers=readers, write=write)
+    plan = make_plan(
+        model,
+        before,
+        shape,
+        readers=readers,
+        write=write,
+        layout=layout,
+        update_at=update_at,
+        second_memory=second_memory and origin == "conv",
+    )
+    _check_arm(arm, plan, write, rule, carry)
     parameters = _parameters(model)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        bank = _bank(plan, learned=ARMS[arm]["learned"])
+        bank = _bank(plan, kind, layout, origin, carry=carry == "ema" and write != "none")
         reads = [_read_weight(model.get_submodule(r.name), r, init) for r in plan.readers]
         for update in plan.updates:
             bank.updates.append(
-                UpdateBlock(
+                _update_block(
+                    update,
+                    pool,
                     cell=bank.cell,
-                    memory_KRC=bank.memory.detach()[0],
-                    features=update.features,
-                    layout=update.layout,
-                    late_change=update.late_change,
+                    memory_KRC=bank.start().detach()[0],
                     width=update_width,
                     kernel_size=1 if plan.dense else kernel_size,
                     activation=activation,
                     shared=write == "batch",
+                    residual=rule == "residual",
+                    shuffled=kind.shuffled,
                 )
             )
     _install(model, bank, plan.readers, reads, plan.updates)
@@ -148,10 +232,18 @@ def baseline_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def build(
     backbone: nn.Module, *, arm: str, image_shape: tuple[int, int, int], seed: int, **settings: Any
 ) -> nn.Module:
-    """The network of an arm for the table of add-ons: `attach` with images [C, H, W] = image_shape."""
-    return attach(
-        backbone, arm=arm, seed=seed, example_input=torch.zeros(1, *image_shape), **settings
-    )[0]
+    """The network of an arm for the table of add-ons: `attach` with images [C, H, W] = image_shape.
+
+    The arm `wide` has no memory: it is the backbone with so many more hidden channels that it has the
+    parameters that `aim` would have with these settings.
+    """
+    given = {"seed": seed, "example_input": torch.zeros(1, *image_shape), **settings}
+    if arm != WIDE:
+        return attach(backbone, arm=arm, **given)[0]
+    target = _parameters(attach(copy.deepcopy(backbone), arm="aim", **given)[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return widened(backbone, target)
 
 
 def _checked(
@@ -180,10 +272,62 @@ def _checked(
     return rows, columns, channels
 
 
-def _bank(plan: Plan, *, learned: bool) -> MemoryBank:
+def _check_conv(arm: str, carry: str) -> None:
+    """Refuse what the published form of memory cannot be."""
+    if arm not in ("aim", "no_update", "frozen") or carry != "weights":
+        raise AttachError(
+            f"origin: conv cannot be combined with arm {arm} and carry: {carry}; it knows the arms aim, "
+            "no_update and frozen, and carry: weights. Use origin: free."
+        )
+
+
+def _check_arm(arm: str, plan: Plan, write: str, rule: str, carry: str) -> None:
+    """Refuse arms that would not be what their name says."""
+    if plan.dense and ARMS[arm].layout:
+        raise AttachError(
+            f"arm {arm} asks what position alone does; this network has no positions. Leave this arm out."
+        )
+    if arm == "shuffled" and write != "sample":
+        raise AttachError(
+            f"arm shuffled with write: {write} has nothing to shuffle: all images share one memory. Use "
+            "write: sample, or leave this arm out."
+        )
+    if arm == "reset" and write == "none":
+        raise AttachError("arm reset with write: none is arm frozen. Use write: sample or batch.")
+    if carry == "ema" and rule == "residual" and write != "none":
+        raise AttachError(
+            "carry: ema with rule: residual adds what it carries again and again, without bound. Use "
+            "rule: overwrite, or carry: weights."
+        )
+
+
+def _bank(plan: Plan, kind: Arm, layout: str, origin: str, *, carry: bool) -> MemoryBank:
     """Memory drawn from a standard normal: reads get gradients of the features' size from the start."""
     rows, columns, channels = plan.memory_shape
-    return MemoryBank(torch.randn(channels, rows, columns), learned=learned)
+    if origin == "free":
+        cells = (1, 1) if kind.layout else (rows, columns)
+        memory = torch.randn(channels, *cells)
+        return MemoryBank(
+            memory, learned=kind.learned, layout=layout, noise=kind.noise, carry=carry
+        )
+    second = any(r.second for r in plan.readers)
+    bank = ConvBank(torch.empty(channels, rows, columns), layout=layout, second=second)
+    if not kind.learned:  # Keras' layer with `trainable = False`
+        for parameter in bank.parameters():
+            parameter.requires_grad_(False)
+    return bank
+
+
+def _update_block(update: Update, pool: str, **settings: Any) -> UpdateBlock:
+    own = {
+        "features": update.features,
+        "layout": update.layout,
+        "late_change": update.late_change,
+        **settings,
+    }
+    if pool == "last":
+        return PublishedUpdateBlock(buckets=update.buckets, **own)
+    return UpdateBlock(**own)
 
 
 def _read_weight(layer: nn.Module, reader: Reader, init: str) -> Tensor:
@@ -207,9 +351,10 @@ def _install(
     layers = [model.get_submodule(r.name) for r in readers]
     weight: Tensor = layers[0].weight  # type: ignore[assignment]
     bank.to(device=weight.device, dtype=weight.dtype).train(model.training)
-    for layer, read in zip(layers, reads, strict=True):
+    for reader, layer, read in zip(readers, layers, reads, strict=True):
         own: Tensor = layer.weight  # type: ignore[assignment]
-        as_reader(layer, cell=bank.cell, mem_weight=read.to(device=own.device, dtype=own.dtype))
+        cell = bank.second_cell if isinstance(bank, ConvBank) and reader.second else bank.cell
+        as_reader(layer, cell=cell, mem_weight=read.to(device=own.device, dtype=own.dtype))
     for update, block in zip(updates, bank.updates, strict=True):
         assert isinstance(block, UpdateBlock)
         model.get_submodule(update.name).register_forward_hook(block.rewrite)

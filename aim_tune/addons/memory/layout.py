@@ -1,26 +1,35 @@
 """How a memory of rows x columns x channels is laid over a grid of features.
 
-Choice: the aligned layout (depth to space). A memory cell covers a patch of the grid and its channels
-fill the positions of that patch, so a number stays where it belongs; a raster reshape would scatter
-it. Nothing is lost and nothing repeated: what does not fill the last channel is zero.
+`aligned` (the default, depth to space): a memory cell covers a patch of the grid and its channels fill
+the positions of that patch, so a number stays where it belongs. `raster`: the published reshape of
+the row-major numbers, which scatters a cell over the grid. In both nothing is lost and nothing repeated:
+what does not fill the last channel is zero. `constant` and `coordinates` are the layouts of control arms.
 Legend: K memory channels, R rows, C columns, H x W grid, b channels read ("buckets").
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def buckets(memory_shape: tuple[int, int, int], height: int, width: int) -> int:
+def buckets(
+    memory_shape: tuple[int, int, int], height: int, width: int, layout: str = "aligned"
+) -> int:
     """Channels that a memory (rows, columns, channels) takes on a grid of height x width.
 
     >>> buckets((4, 4, 16), 16, 16), buckets((4, 4, 16), 8, 8), buckets((4, 4, 16), 2, 2)
     (1, 4, 64)
     """
     rows, columns, channels = memory_shape
+    if layout == "coordinates":
+        return 2
+    if layout == "raster":
+        return math.ceil(rows * columns * channels / (height * width))
     fold = _fold(rows, height) * _fold(columns, width)
     patch = _patch(rows, height) * _patch(columns, width)
     return math.ceil(channels * fold / patch)
@@ -43,6 +52,51 @@ def spread(memory_BKRC: Tensor, height: int, width: int, channels: int) -> Tenso
     return x
 
 
+def raster(memory_BKRC: Tensor, height: int, width: int, channels: int) -> Tensor:
+    """The published reshape, as a map [B, channels, height, width].
+
+    The numbers in the order (row, column, channel) fill the positions of the grid row by row, b numbers
+    per position. A memory whose smallest square is smaller than the grid lies as that square in the
+    middle of zeros.
+    """
+    x = memory_BKRC.permute(0, 2, 3, 1).flatten(1)
+    numbers = x.shape[1]
+    side = math.isqrt(numbers - 1) + 1
+    if height > side and width > side:
+        x = _centered(x, side * side).view(-1, 1, side, side)
+        down, right = height - side, width - side
+        x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+    else:
+        taken = math.ceil(numbers / (height * width))
+        x = F.pad(x, (0, taken * height * width - numbers))
+        x = x.view(-1, height, width, taken).permute(0, 3, 1, 2)
+    more = channels - x.shape[1]
+    return F.pad(x, (0, 0, 0, 0, 0, more)) if more else x
+
+
+def constant(memory_BKRC: Tensor, height: int, width: int, channels: int) -> Tensor:
+    """The K numbers of a memory of one cell, repeated as often as it takes, the same at every position."""
+    index = torch.arange(channels, device=memory_BKRC.device) % memory_BKRC.shape[1]
+    return memory_BKRC[:, index].expand(-1, -1, height, width)
+
+
+def coordinates(memory_BKRC: Tensor, height: int, width: int, channels: int) -> Tensor:
+    """x and y from -1 to 1 instead of the memory, of which only device and type are taken."""
+    device, dtype = memory_BKRC.device, memory_BKRC.dtype
+    y = torch.linspace(-1, 1, height, device=device, dtype=dtype)[:, None].expand(height, width)
+    x = torch.linspace(-1, 1, width, device=device, dtype=dtype)[None].expand(height, width)
+    return torch.stack([x, y])[None]
+
+
+LAYOUTS: dict[str, Callable[[Tensor, int, int, int], Tensor]] = {
+    "aligned": spread,
+    "raster": raster,
+    "constant": constant,
+    "coordinates": coordinates,
+}
+"""Name -> f(memory, height, width, channels)."""
+
+
 def token_grid(tokens: int) -> tuple[int, int, int]:
     """(tokens in front that have no place, height, width) of a sequence of tokens.
 
@@ -54,6 +108,12 @@ def token_grid(tokens: int) -> tuple[int, int, int]:
         if side * side == tokens - front and side > 0:
             return front, side, side
     return 0, tokens, 1
+
+
+def _centered(x_BT: Tensor, length: int) -> Tensor:
+    """x with zeros on both sides; an odd one goes behind."""
+    more = length - x_BT.shape[1]
+    return F.pad(x_BT, (more // 2, more - more // 2))
 
 
 def _fold(cells: int, positions: int) -> int:

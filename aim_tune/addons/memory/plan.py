@@ -40,6 +40,8 @@ class Reader:
     """When it runs, in the order of the dry run."""
     buckets: int = 0
     """Memory channels it reads beside the feature channels."""
+    second: bool = False
+    """Whether it reads the published design's second memory, which nothing writes."""
 
     @property
     def limit(self) -> int:
@@ -60,6 +62,8 @@ class Update:
     end: int
     late_change: bool
     """Whether the network changes the output in place afterwards."""
+    buckets: int = 0
+    """Memory channels on its output's grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,15 @@ class Plan:
 
 
 def make_plan(
-    model: nn.Module, trace: Trace, memory_shape: Shape, *, readers: str, write: str
+    model: nn.Module,
+    trace: Trace,
+    memory_shape: Shape,
+    *,
+    readers: str,
+    write: str,
+    layout: str = "aligned",
+    update_at: str = "last",
+    second_memory: bool = False,
 ) -> Plan:
     """The plan for a network. Raises AttachError where nothing can read or be rewritten, or where the
     memory is too large for a reader."""
@@ -95,11 +107,16 @@ def make_plan(
         memory_shape = (1, 1, math.prod(memory_shape))
     blocks = _blocks(model, trace, found)
     chosen = found if readers == "all" or not blocks else _first_of_each(blocks, found)
-    chosen = [replace(r, buckets=buckets(memory_shape, *r.grid)) for r in chosen]
-    _check_size(memory_shape, chosen, dense)
+    chosen = [replace(r, buckets=buckets(memory_shape, *r.grid, layout)) for r in chosen]
+    if second_memory:
+        heads = [group[0] for group in _groups(_units(model, trace, blocks, found))]
+        chosen = [replace(r, second=not _runs_in(r, heads)) for r in chosen]
+    if layout != "coordinates":
+        _check_size(memory_shape, chosen, dense, layout)
     updates, dropped = (
-        _updates(model, trace, blocks, found, chosen) if write != "none" else ([], [])
+        _updates(model, trace, blocks, found, chosen, update_at) if write != "none" else ([], [])
     )
+    updates = [replace(u, buckets=buckets(memory_shape, *u.grid, layout)) for u in updates]
     if write != "none" and not updates:
         raise AttachError(
             f"write: {write} has no place here: no layer reads memory after it could be rewritten. "
@@ -206,14 +223,14 @@ def _first_of_each(blocks: Sequence[str], found: Sequence[Reader]) -> list[Reade
     return [next(r for r in found if _inside(r.name, block)) for block in blocks]
 
 
-def _check_size(memory_shape: Shape, readers: Sequence[Reader], dense: bool) -> None:
+def _check_size(memory_shape: Shape, readers: Sequence[Reader], dense: bool, layout: str) -> None:
     """Refuse a memory that would outweigh the features of a layer that reads it."""
     tight = [r for r in readers if r.buckets > r.limit]
     if not tight:
         return
     rows, columns, channels = memory_shape
     fits = channels
-    while fits and any(buckets((rows, columns, fits), *r.grid) > r.limit for r in readers):
+    while fits and any(buckets((rows, columns, fits), *r.grid, layout) > r.limit for r in readers):
         fits -= 1
     worst = max(tight, key=lambda r: r.buckets / r.channels)
     where = "a vector" if dense else f"a {worst.grid[0]}x{worst.grid[1]} map"
@@ -234,23 +251,34 @@ def _updates(
     blocks: Sequence[str],
     found: Sequence[Reader],
     chosen: Sequence[Reader],
+    update_at: str,
 ) -> tuple[list[Update], list[tuple[str, str]]]:
     """Update points that a later reader sees, and those dropped because none does."""
-    dense = all(r.grid == (1, 1) for r in found)
-    names = blocks or _ends_of_layers(model, trace, found)
-    units = [u for u in (_update(model, trace, n) for n in names) if u is not None]
-    units = [u for u in units if dense or u.layout != "flat"]
-    groups = _groups(units)
-    last_reader = max(r.start for r in chosen)
+    groups = _groups(_units(model, trace, blocks, found))
+    last_reader = max((r.start for r in chosen if not r.second), default=-1)
     kept, dropped = [], []
     for before, group, after in zip([None, *groups], groups, [*groups[1:], None], strict=False):
         span = (before[-1].end if before else -1, after[0].start if after else trace.clock)
-        point = _widest(model, trace, group[-1], span)
+        point = group[0] if update_at == "first" else _widest(model, trace, group[-1], span)
         if point.end < last_reader:
             kept.append(point)
         else:
             dropped.append((point.name, "no layer reads memory after it"))
     return kept, dropped
+
+
+def _units(
+    model: nn.Module, trace: Trace, blocks: Sequence[str], found: Sequence[Reader]
+) -> list[Update]:
+    """The modules after which memory could be rewritten."""
+    dense = all(r.grid == (1, 1) for r in found)
+    names = blocks or _ends_of_layers(model, trace, found)
+    units = [u for u in (_update(model, trace, n) for n in names) if u is not None]
+    return [u for u in units if dense or u.layout != "flat"]
+
+
+def _runs_in(reader: Reader, units: Sequence[Update]) -> bool:
+    return any(u.start < reader.start < u.end for u in units)
 
 
 def _ends_of_layers(model: nn.Module, trace: Trace, found: Sequence[Reader]) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from aim_tune.addons.memory.layout import buckets, spread, token_grid
+from aim_tune.addons.memory.layout import buckets, raster, spread, token_grid
 
 
 def numbered(rows: int, columns: int, channels: int) -> torch.Tensor:
@@ -77,3 +77,42 @@ def test_a_class_token_has_no_place() -> None:
     assert token_grid(197) == (1, 14, 14)
     assert token_grid(49) == (0, 7, 7)
     assert token_grid(6) == (0, 6, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid", "expected"),
+    [
+        ((7, 7, 1024), (112, 112), 4),
+        ((7, 7, 1024), (14, 14), 256),
+        ((7, 7, 1024), (224, 224), 1),
+        ((2, 2, 5), (3, 3), 3),  # 20 numbers on 9 positions
+        ((2, 2, 1), (8, 8), 1),
+    ],
+)
+def test_raster_takes_as_few_channels_as_hold_all_numbers(
+    shape: tuple[int, int, int], grid: tuple[int, int], expected: int
+) -> None:
+    assert buckets(shape, *grid, "raster") == expected
+
+
+def test_raster_fills_positions_with_numbers_in_order() -> None:
+    out = raster(numbered(2, 2, 2), 2, 2, 2)  # channels last it is the memory itself
+    assert out[0].permute(1, 2, 0).flatten().tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    out = raster(numbered(2, 2, 2), 1, 4, 2)
+    assert out[0, 0, 0].tolist() == [1, 3, 5, 7]
+    assert out[0, 1, 0].tolist() == [2, 4, 6, 8]
+
+
+def test_raster_puts_a_smaller_memory_in_the_middle_of_zeros() -> None:
+    out = raster(numbered(1, 1, 4), 4, 4, 1)[0, 0]
+    assert out.tolist() == [[0, 0, 0, 0], [0, 1, 2, 0], [0, 3, 4, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4), (4, 4, 16), (3, 1, 7)])
+@pytest.mark.parametrize("grid", [(1, 1), (2, 5), (4, 4), (7, 7), (16, 9)])
+def test_raster_lays_out_every_number_exactly_once(
+    shape: tuple[int, int, int], grid: tuple[int, int]
+) -> None:
+    out = raster(numbered(*shape), *grid, buckets(shape, *grid, "raster"))
+    assert out.shape[2:] == grid
+    assert out[out != 0].sort().values.tolist() == list(range(1, math.prod(shape) + 1))
