@@ -8,6 +8,7 @@ the URL), `status` (nodes and studies), `fetch` (a study's results). All else is
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import shutil
 import socket
@@ -126,7 +127,7 @@ def status(file: Path) -> int:
 
 def fetch(file: Path, name: str, to: Path) -> int:
     """Copy STORAGE/name to to/name, without checkpoints (rsync_exclude of the file)."""
-    if Path(name).name != name or name.startswith("."):
+    if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"{name!r} is not the name of a study; `cluster status {file}` lists them")
     source, target = f"{_storage(file)}/{name}", to / name
     target.mkdir(parents=True, exist_ok=True)
@@ -190,11 +191,13 @@ def _run(command: list[str]) -> tuple[str, str]:
 
 def _on_head(file: Path, command: str) -> str:
     """What `command` prints on the head."""
-    mark = "aim-tune-output-follows"
-    out, failed = _run([_ray(), "exec", str(file), f"echo {mark} && {command}"])
-    if failed:
+    first, last = "aim-tune-output-begins", "aim-tune-output-ends"  # Ray logs before and behind it
+    wrapped = f"echo {first} && {command} && echo {last}"
+    out, failed = _run([_ray(), "exec", str(file), wrapped])
+    lines = re.sub(r"\r|\x1b\[[0-9;]*m", "", out).splitlines()
+    if failed or first not in lines or last not in lines:
         raise UserError(f"the head does not answer; is the cluster up? ray up -y {file}\n{failed}")
-    return out.replace("\r", "").split(f"{mark}\n")[-1]
+    return "\n".join(lines[lines.index(first) + 1 : lines.index(last)]) + "\n"
 
 
 def _taken(port: int) -> bool:
