@@ -2,25 +2,34 @@
 
 The spread between seeds is not known beforehand: it is guessed as sqrt(err / (2 n_test)), the lottery
 of which test examples a training gets right, and the figures built on it are printed as guesses.
-They leave out the crossed correction (how far the arms differ example by example cannot be guessed),
-so the true figure may be somewhat larger.
+To it comes the luck of each block's search, as measured by benchmarks/self_test.py (planned and measured
+power: docs/evidence.md). How far the arms differ example by example cannot be guessed: where they do, the
+true figure is larger.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from scipy import stats
 
 from aim_tune.protocol.sampling import middle
 from aim_tune.spec.study import Study
-from aim_tune.stats.paired import detectable_in_errors, t_quantile
+from aim_tune.stats.paired import ALPHA, detectable_in_errors, t_quantile
 from aim_tune.training.schedules import total_steps
 
 if TYPE_CHECKING:
     from aim_tune.data.info import DataInfo
 
+TUNING_LUCK = 0.75
+"""Variance that the search adds to a block difference, in variances between seeds: each arm's chosen
+point is a little better or worse than the other's."""
+MOST_BLOCKS = 1000
+"""As many as a study may have."""
 ERROR_GUESS = 0.2
 """Guess of a tuned network's test error, where nothing is known."""
 
@@ -50,6 +59,12 @@ class Plan:
     equivalence_reachable: bool | None
     """Whether arms without any difference could be found equivalent: the 90 % interval fits into the
     ROPE at that sd. None where nothing is compared."""
+    effect_points: float | None = None
+    """The true difference that was asked about, if any."""
+    effect_power: float | None = None
+    """Share of such studies that find it; None where not asked or nothing is compared."""
+    effect_blocks: int | None = None
+    """Fewest blocks that find it in 80 % of studies; None where not asked, or more than MOST_BLOCKS."""
 
     def seconds(self, step_ms: float, *, slots: int = 1) -> float:
         """Expected training time at `step_ms` per step, averaged over arms, in `slots` slots."""
@@ -65,8 +80,9 @@ def make_plan(
     info: DataInfo,
     *,
     error_guess: float = ERROR_GUESS,
+    effect: float | None = None,
 ) -> Plan:
-    """The plan of a study on its data."""
+    """The plan of a study on its data; with `effect` (points), what it takes to find that difference."""
     protocol, arms = study.protocol, len(study.arms)
     by_stage = {
         "explore": protocol.explore.trials * arms,
@@ -90,12 +106,44 @@ def make_plan(
         equivalence_reachable=None
         if error is None
         else error * t_quantile(protocol.blocks - 1, 0.10) < protocol.rope_points,
+        effect_points=effect,
+        effect_power=None
+        if error is None or effect is None
+        else power(study, effect, seed_sd=seed_sd),
+        effect_blocks=None
+        if error is None or effect is None
+        else blocks_needed(study, effect, seed_sd=seed_sd),
     )
 
 
+def power(study: Study, effect: float, *, seed_sd: float, alpha: float = ALPHA) -> float:
+    """Chance that the whole study finds a true difference of `effect` points, of the right sign."""
+    error = _standard_error(study, seed_sd)
+    if error is None:
+        return 0.0
+    df = study.protocol.blocks - 1
+    return float(stats.nct.sf(t_quantile(df, alpha), df, abs(effect) / error))
+
+
+def blocks_needed(study: Study, effect: float, *, seed_sd: float) -> int | None:
+    """Fewest blocks (same twins and confirm pairs) that find `effect` points in 80 % of studies.
+
+    None where nothing is compared or MOST_BLOCKS are too few.
+    """
+
+    def found(blocks: int) -> bool:
+        grown = replace(study, protocol=replace(study.protocol, blocks=blocks))
+        error = _standard_error(grown, seed_sd)
+        return error is not None and error * detectable_in_errors(blocks - 1) <= abs(effect)
+
+    sizes = range(2, MOST_BLOCKS + 1)
+    place = bisect_left(sizes, True, key=found)  # what B blocks find, B + 1 find
+    return sizes[place] if place < len(sizes) else None
+
+
 def _standard_error(study: Study, seed_sd: float) -> float | None:
-    """Of the mean difference between two arms over all confirm pairs; None where there is none."""
+    """Of the mean difference between two arms; None where there is none."""
     protocol = study.protocol
     if not study.compares or protocol.blocks < 2 or not protocol.confirm or not seed_sd:
         return None
-    return seed_sd * math.sqrt(2 / (protocol.confirm * protocol.blocks))
+    return seed_sd * math.sqrt((2 / protocol.confirm + TUNING_LUCK) / protocol.blocks)

@@ -34,7 +34,7 @@ def notes(verdict: Verdict) -> list[str]:
     """What must be said beside the verdict: tuning budget, pairing, looks, limits."""
     if verdict.verdict == "not_asked":
         return _counted(verdict)
-    lines = [_tuning(verdict), *_pairing(verdict), *_sign_flip(verdict)]
+    lines = [*_edges(verdict), _tuning(verdict), *_pairing(verdict), *_sign_flip(verdict)]
     main = verdict.primary
     if main is not None and main.lost_pairs:
         one = main.lost_pairs == 1
@@ -205,6 +205,15 @@ def _tuning(verdict: Verdict) -> str:
     if verdict.verdict == "better":
         return f"{text} Better when tuned with {count(verdict.twins, 'trial')}; gap still closing."
     return f"{text} The gap is still closing."
+
+
+def _edges(verdict: Verdict) -> list[str]:
+    return [
+        f"{edge.arm} keeps choosing {edge.setting} at the {edge.end} end of its range (median "
+        f"{edge.median:.3g}, the range ends at {edge.limit:g}): its best may lie beyond. "
+        "Widen the range before believing the difference."
+        for edge in verdict.edges
+    ]
 
 
 def _pairing(verdict: Verdict) -> list[str]:

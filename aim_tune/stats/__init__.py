@@ -3,6 +3,7 @@
     paired.py    intervals and p values of block differences, Holm
     tuning.py    expected best of m trials, the gap between arms, achieved pairing correlation
     evidence.py  ledger history -> arrays of whole blocks
+    edges.py     does a searched range cut an arm short?
     budget.py    what every arm was granted, and whether it was equal
     verdict.py   decides; `reporting.words` puts it in words
 

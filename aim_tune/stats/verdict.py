@@ -18,6 +18,7 @@ import numpy as np
 from aim_tune.ledger import History, Training
 from aim_tune.spec.study import BASELINE, Study
 from aim_tune.stats.budget import Budget, budgets, inequality
+from aim_tune.stats.edges import Edge, edges
 from aim_tune.stats.evidence import Differences, differences, twin_scores, whole_blocks
 from aim_tune.stats.paired import (
     ALPHA,
@@ -145,6 +146,8 @@ class Verdict:
     """Achieved by pairing: validation accuracy of both arms over all twins."""
     block_correlation: float | None = None
     """The same for test accuracy over blocks."""
+    edges: tuple[Edge, ...] = ()
+    """Arms whose chosen settings sit at an end of a searched range: they may not be tuned."""
     test_examples: int | None = None
     study_number: int | None = None
     """How many studies have used this test data, this one included; None: not counted."""
@@ -175,6 +178,7 @@ class Verdict:
         for key in ("budget", "explore_budget"):
             own[key] = {k: Budget(**v) for k, v in own[key].items()}
         own["gap"] = Gap(**_tuples(own["gap"])) if own["gap"] else None
+        own["edges"] = tuple(Edge(**e) for e in own.get("edges", ()))
         return cls(**_tuples(own))
 
 
@@ -240,6 +244,7 @@ def _facts(
         gap=tuning_gap(scores[0], scores[1]),
         twin_correlation=_figure(correlation(scores[0][known], scores[1][known])),
         block_correlation=_block_correlation(history, blocks, arm),
+        edges=edges(study, history, blocks),
         test_examples=history.looks[-1]["examples"] if history.looks else None,
         study_number=study_number,
         study=study.name,

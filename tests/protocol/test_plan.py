@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from aim_tune.data.info import DataInfo
-from aim_tune.protocol.plan import make_plan
+from aim_tune.protocol.plan import make_plan, power
 from aim_tune.spec.space import Choice
 
 INFO = DataInfo(
@@ -38,10 +38,34 @@ def test_the_quick_start_counts_114_trainings(sim):
 def test_the_spread_and_the_detectable_effect_by_hand(sim):
     plan = make_plan(sim.study_of(blocks=10, confirm=1), replace(INFO, test=1000))
     assert plan.seed_sd_points == pytest.approx(1.0)  # 100 sqrt(0.2 / 2000)
-    # B = 10 finds 1.00 sd of the block differences, here sqrt(2) points
-    assert plan.mde_points == pytest.approx(2**0.5, rel=0.01)
+    # B = 10 finds 1.00 sd of the block differences: two confirm runs (2) and the search (0.75)
+    assert plan.mde_points == pytest.approx(2.75**0.5, rel=0.01)
     twice = make_plan(sim.study_of(blocks=10, confirm=2), replace(INFO, test=1000))
-    assert twice.mde_points == pytest.approx(plan.mde_points / 2**0.5)
+    assert twice.mde_points == pytest.approx(plan.mde_points * (1.75 / 2.75) ** 0.5)
+
+
+def test_the_detectable_effect_is_found_in_80_percent(sim):
+    study = sim.study_of(blocks=10)
+    plan = make_plan(study, INFO)
+    assert power(study, plan.mde_points, seed_sd=plan.seed_sd_points) == pytest.approx(0.8)
+    assert power(study, -plan.mde_points, seed_sd=plan.seed_sd_points) == pytest.approx(0.8)
+
+
+def test_the_planner_says_how_many_blocks_find_an_effect(sim):
+    study = sim.study_of(blocks=6)
+    plan = make_plan(study, INFO, effect=0.5)
+    at = lambda blocks: make_plan(sim.study_of(blocks=blocks), INFO).mde_points  # noqa: E731
+    assert at(plan.effect_blocks) <= 0.5 < at(plan.effect_blocks - 1)
+    assert plan.effect_power == pytest.approx(power(study, 0.5, seed_sd=plan.seed_sd_points))
+    assert plan.effect_power < 0.8
+    assert make_plan(study, INFO, effect=0.001).effect_blocks is None
+
+
+def test_no_effect_is_planned_where_none_is_asked_or_compared(sim):
+    assert make_plan(sim.study_of(), INFO).effect_blocks is None
+    plan = make_plan(sim.study_of(arms=("aim",)), INFO, effect=0.5)
+    assert (plan.effect_power, plan.effect_blocks) == (None, None)
+    assert power(sim.study_of(arms=("aim",)), 0.5, seed_sd=1.0) == 0.0
 
 
 @pytest.mark.parametrize(("test", "reachable"), [(1000, False), (100_000, True)])
