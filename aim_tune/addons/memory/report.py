@@ -50,6 +50,7 @@ class AttachReport:
             f"{len(self.plan.readers)} readers:",
             *(
                 f"  {r.name} ({r.kind}, {r.grid[0]}x{r.grid[1]}): {r.channels} + {r.buckets} channels"
+                + (", the second memory" if r.second else "")
                 for r in self.plan.readers
             ),
             f"{len(self.plan.updates)} update points:",
