@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
 from aim_tune.report import read_results, write_whole
-from aim_tune.spec.study import BASELINE
 
 if TYPE_CHECKING:
     from aim_tune.ledger import History
@@ -79,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def config_text(best: Mapping[str, Any]) -> str:
     """A configuration from protocol.best as commented YAML; `spec.yaml_io.load_plain` reads it back."""
+    from aim_tune.spec.study import BASELINE
     from aim_tune.spec.yaml_io import dump
 
     provenance = best["provenance"]

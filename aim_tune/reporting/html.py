@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from aim_tune.ledger import History, Training
+from aim_tune.reporting.pictures import pictures
 from aim_tune.reporting.plots import (
     ARM_COLORS,
     ARM_MARKERS,
     Importances,
     Picture,
     arm_look,
-    pictures,
     with_label,
 )
 from aim_tune.reporting.words import LABELS, count, notes, sentence, signed, span

@@ -1,4 +1,4 @@
-"""The pictures of a report as inline SVG: each with a title and one sentence saying what is seen.
+"""Pictures of a report as inline SVG: each with a title and one sentence saying what is seen.
 
 Drawn with matplotlib's SVG backend on Figure objects (no pyplot, no global state), text kept as text.
 Colors become CSS variables with a fallback, so that one picture serves light, dark and print; each arm
@@ -75,22 +75,6 @@ class Picture:
     svg: str
 
 
-def pictures(
-    study: Study, history: History, verdict: Verdict, importances: Importances | None = None
-) -> list[Picture]:
-    """All pictures that the history has data for, in reading order."""
-    drawn = [
-        verdict_strip(verdict),
-        paired_slopes(study, history, verdict),
-        twin_scatter(study, history, verdict),
-        expected_best_plot(study, history, verdict),
-        importance_bars(study, importances or {}),
-        learning_curves(study, history),
-        budget_ledger(study, verdict),
-    ]
-    return [p for p in drawn if p is not None]
-
-
 def arm_look(study_arms: Sequence[str], arm: str) -> tuple[str, str]:
     """(color, marker) of an arm: the same in every picture and table."""
     others = [a for a in study_arms if a != BASELINE]
@@ -120,7 +104,7 @@ def verdict_strip(verdict: Verdict) -> Picture | None:
         name="verdict",
         title="Does it help, and could we have seen it?",
         sentence=_strip_sentence(verdict, rows[0]),
-        svg=_svg("verdict", draw, height=0.8 + 0.36 * len(rows)),
+        svg=drawn_svg("verdict", draw, height=0.8 + 0.36 * len(rows)),
     )
 
 
@@ -207,7 +191,7 @@ def paired_slopes(study: Study, history: History, verdict: Verdict) -> Picture |
         title="Is it one lucky block?",
         sentence=f"{verdict.arm} is above baseline in {wins} of {count(len(levels), 'block')}{ties}; "
         "each line is one block's confirm runs, dashed where baseline is not behind.",
-        svg=_svg("slopes", draw),
+        svg=drawn_svg("slopes", draw),
     )
 
 
@@ -265,7 +249,7 @@ def twin_scatter(study: Study, history: History, verdict: Verdict) -> Picture | 
         title="Does it help everywhere, or only at bad settings?",
         sentence=f"At the same shared settings {verdict.arm} scores above baseline in {above} of "
         f"{len(own)} twins{paired}. Above the diagonal the arm is ahead.",
-        svg=_svg("twins", draw, height=4.2),
+        svg=drawn_svg("twins", draw, height=4.2),
     )
 
 
@@ -315,7 +299,7 @@ def expected_best_plot(study: Study, history: History, verdict: Verdict) -> Pict
         name="tuning",
         title="Would more tuning of the baseline close the gap?",
         sentence=seen,
-        svg=_svg("tuning", draw),
+        svg=drawn_svg("tuning", draw),
     )
 
 
@@ -356,7 +340,9 @@ def importance_bars(study: Study, importances: Importances) -> Picture | None:
         name="importance",
         title="Which setting matters?",
         sentence=f"The most important setting is {', '.join(named)} (fANOVA; whiskers: one block left out).",
-        svg=_svg("importance", draw, height=1.2 + 0.3 * len(settings) * max(1.0, len(arms) / 2)),
+        svg=drawn_svg(
+            "importance", draw, height=1.2 + 0.3 * len(settings) * max(1.0, len(arms) / 2)
+        ),
     )
 
 
@@ -391,7 +377,7 @@ def learning_curves(study: Study, history: History) -> Picture | None:
         name="curves",
         title="Does one arm start slower?" if len(runs) > 1 else "How did training go?",
         sentence=f"Medians over {which} half-way: {half}; at the end: {ends}. Thin lines are single runs.",
-        svg=_svg("curves", draw),
+        svg=drawn_svg("curves", draw),
     )
 
 
@@ -454,7 +440,7 @@ def budget_ledger(study: Study, verdict: Verdict) -> Picture | None:
         name="budget",
         title="Was it fair?" if len(budget) > 1 else "What was spent?",
         sentence=f"{granted}{used}. {faults or 'No training failed, diverged or ran out of time'}.",
-        svg=_svg("budget", draw, height=0.9 + 0.4 * len(budget)),
+        svg=drawn_svg("budget", draw, height=0.9 + 0.4 * len(budget)),
     )
 
 
@@ -470,7 +456,7 @@ def _budget_panel(ax: Axes, study: Study, arms: Sequence[str], values: Sequence[
     ax.spines["bottom"].set_visible(False)
 
 
-def _svg(
+def drawn_svg(
     name: str, draw: Callable[[Figure], None], *, height: float = 3.4, width: float = WIDTH
 ) -> str:
     """`draw`'s figure as an SVG element for a page; `name` keeps ids of several pictures apart."""

@@ -72,7 +72,7 @@ def test_the_verdict_sentence_is_the_first_text_after_its_badge(page):
 
 def test_every_picture_has_a_sentence_and_a_label(page):
     figures = re.findall(r"<figure.*?</figure>", page, flags=re.DOTALL)
-    assert len(figures) == 6
+    assert len(figures) == 10
     for figure in figures:
         (caption,) = re.findall(r"<figcaption>(.*?)</figcaption>", figure)
         assert len(caption) > 20
