@@ -10,6 +10,17 @@ from collections.abc import Iterator
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_registry() -> Iterator[None]:
+    """No test counts a study in the user's real registry, not even in a process of its own."""
+    with (
+        tempfile.TemporaryDirectory(prefix="aim_") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("AIM_TUNE_REGISTRY", f"{folder}/test_data.jsonl")
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Ray with two CPUs; engines find it running and leave it open."""

@@ -16,14 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "aim_tune"
 
 ORDER = [
-    "errors", "spec", "cluster_rules", "ledger", "stats", "addons", "models", "data", "tables", "training",
-    "arms", "twin", "tracking", "reporting", "protocol", "engine", "verbs",
+    "errors", "spec", "cluster_rules", "ledger", "registry", "stats", "addons", "models", "data",
+    "tables", "training", "arms", "twin", "tracking", "reporting", "protocol", "engine", "verbs",
 ]  # fmt: skip
 VERBS = {"search", "report", "export", "retrain", "cluster", "__main__"}
 SIBLINGS = {"addons", "models", "data"}  # nouns that do not know each other
 
 HOMES = {
-    "ray": {"engine/ray_tune.py"},
+    "ray": {"engine/ray_tune.py", "engine/nodes.py"},
     "optuna": {"protocol/"},
     "mlflow": {"tracking/"},
     "matplotlib": {"reporting/"},

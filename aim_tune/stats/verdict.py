@@ -188,8 +188,10 @@ def decide(
     """The verdict on the whole blocks of `history`.
 
     `primary` is the arm asked about (default: aim if the study has it, else its first add-on arm).
-    Every history has a verdict: nothing finished gives no_evidence with interim set.
+    Every history has a verdict: nothing finished gives no_evidence with interim set. Without
+    `study_number` the one of the verdict that the ledger holds is kept.
     """
+    study_number = study_number or (history.verdict or {}).get("study_number")
     if not study.compares:
         return _not_asked(study, history, study_number)
     arm = primary or ("aim" if "aim" in study.addon_arms else study.addon_arms[0])

@@ -344,3 +344,11 @@ def test_a_planted_effect_is_found():
 def test_a_search_in_blocks_without_confirm_pairs_counts_its_blocks():
     v = verdict_of(gains({}), arms=("aim",), blocks=2, confirm=0)
     assert (v.verdict, v.blocks, v.interim) == ("not_asked", 2, False)
+
+
+def test_a_verdict_made_again_keeps_its_number_among_the_studies():
+    study = example_study(blocks=2, twins=1, confirm=1)
+    history = simulated_history(study, World(effects={}).play)
+    history.verdict = decide(study, history, study_number=4).to_dict()
+    assert decide(study, history).study_number == 4
+    assert decide(study, history, study_number=5).study_number == 5
