@@ -233,9 +233,19 @@ class _Search:
             from aim_tune.twin import prepare
 
             prepare(self.study.resources)  # says in a second that there is no GPU
+        if self.args.address:
+            from aim_tune.engine import nodes
+
+            return nodes.opened(
+                self.study,
+                address=self.args.address,
+                storage=self.folder,
+                slots=self.args.slots,
+                say=self.console.print,
+            )
         from aim_tune.engine import ray_tune
 
-        return ray_tune.opened(self.study, slots=self.args.slots, address=self.args.address)
+        return ray_tune.opened(self.study, slots=self.args.slots)
 
     def _declare(self, ledger: Ledger) -> None:
         """The first record of a new study, or that it goes on; study.yaml beside it."""

@@ -102,13 +102,11 @@ def opened(
     is connected to Ray already, that connection is used and left open. Raises ResourceError where no
     node has what one trial needs, or the cluster is not there.
     """
-    for name in ("ray", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are in the ledger
-    with _connected(study.resources, slots, address):
-        room = _room(study.resources)
-        if room < 1:
-            raise ResourceError(_too_small(study.resources))
-        yield RayTune(min(slots or room, room))
+    with connected(study.resources, slots, address):
+        most = room(study.resources)
+        if most < 1:
+            raise ResourceError(too_small(study.resources))
+        yield RayTune(min(slots or most, most))
 
 
 def run(
@@ -125,7 +123,10 @@ def run(
 
 
 @contextmanager
-def _connected(resources: Resources, slots: int | None, address: str | None) -> Iterator[None]:
+def connected(resources: Resources, slots: int | None, address: str | None) -> Iterator[None]:
+    """Connected to a Ray of its own (address None) or to a running one."""
+    for name in ("ray", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are in the ledger
     if ray.is_initialized():
         yield
         return
@@ -159,14 +160,15 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
         ) from None
 
 
-def _room(resources: Resources) -> int:
+def room(resources: Resources) -> int:
     """How many trials the nodes take at once; a trial never spans nodes."""
     need = {"CPU": resources.cpu, "GPU": resources.gpu}
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     return sum(min(int(node.get(k, 0) / v) for k, v in need.items() if v > 0) for node in nodes)
 
 
-def _too_small(resources: Resources) -> str:
+def too_small(resources: Resources) -> str:
+    """What to say where no node has what a trial needs."""
     have = ray.cluster_resources()
     return (
         f"one trial needs {resources.cpu} CPUs and {resources.gpu:g} GPUs (resources.cpu, "
