@@ -48,6 +48,7 @@ def notes(verdict: Verdict) -> list[str]:
         lines.append(
             "Correctness per example is not recorded: the interval covers this test set only."
         )
+    lines += _more_blocks(verdict)
     if verdict.extended:
         lines.append("Blocks were added after the plan: the interval is anytime-valid.")
     return lines + _counted(verdict)
@@ -239,6 +240,24 @@ def _sign_flip(verdict: Verdict) -> list[str]:
         else f" (printed only: below {SIGN_FLIP_FROM} blocks it cannot decide)"
     )
     return [f"Exact sign-flip p = {verdict.sign_flip_p:.3g}{weight}."]
+
+
+def _more_blocks(verdict: Verdict) -> list[str]:
+    """After an open end: how much more would decide."""
+    if verdict.verdict != "no_evidence" or verdict.interim or verdict.ci95_points is None:
+        return []
+    if not verdict.rope_points:
+        return []
+    size = f"a true difference of {verdict.rope_points:g} points"
+    if verdict.blocks_to_decide is None:
+        return [
+            f"No number of blocks up to 1,000 would find {size}; more test examples narrow the interval."
+        ]
+    more = count(verdict.blocks_to_decide - verdict.blocks, "block")
+    return [
+        f"About {more} more would find {size} in 80 % of studies: run the same command again with "
+        f"--set protocol.blocks={verdict.blocks_to_decide}."
+    ]
 
 
 def _counted(verdict: Verdict) -> list[str]:

@@ -8,6 +8,7 @@ bootstraps do not below 20 units; exact sign-flip cannot reach 5 % below 6. Diff
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -117,6 +118,12 @@ def crossed_variance(cells: NDArray[np.float64]) -> float:
     >>> crossed_variance(np.array([[1.0, 0.0], [1.0, 2.0]]))
     0.25
     """
+    of_blocks, of_examples, of_cells = crossed_parts(cells)
+    return max(of_blocks + of_examples - of_cells, of_blocks, of_examples)
+
+
+def crossed_parts(cells: NDArray[np.float64]) -> tuple[float, float, float]:
+    """s_block^2/B, s_example^2/n and s_cell^2/(nB)."""
     blocks, examples = cells.shape
     by_block, by_example = cells.mean(axis=1), cells.mean(axis=0)
     of_blocks = block_variance(by_block)
@@ -124,7 +131,7 @@ def crossed_variance(cells: NDArray[np.float64]) -> float:
     rest = cells - by_block[:, None] - by_example[None, :] + cells.mean()
     degrees = (blocks - 1) * (examples - 1)
     of_cells = float(np.sum(rest**2)) / degrees / (blocks * examples) if degrees else 0.0
-    return max(of_blocks + of_examples - of_cells, of_blocks, of_examples)
+    return of_blocks, of_examples, of_cells
 
 
 def t_quantile(df: int, alpha: float) -> float:
@@ -187,14 +194,42 @@ def anytime_half_width(
     differences minus m (Wang and Ramdas, arXiv 2310.03722). `stretch` widens it for the sampling of
     test examples. None: unbounded, too few blocks.
     """
-    size = len(differences)
-    squares = block_variance(differences) * size * (size - 1)
-    growth = ((size + c) / c) ** 0.5 / alpha
-    factor = growth ** (2 / size)
+    errors = anytime_in_errors(len(differences), alpha, c=c)
+    return None if errors is None else stretch * errors * block_variance(differences) ** 0.5
+
+
+def anytime_in_errors(size: int, alpha: float = ALPHA, *, c: float = MIXTURE) -> float | None:
+    """The anytime-valid half width in standard errors of the mean; None: unbounded."""
+    factor = (((size + c) / c) ** 0.5 / alpha) ** (2 / size)
     room = 1 - factor * c / (size + c)
-    if room <= 0:
+    return None if room <= 0 else float(((factor - 1) * (size - 1) / room) ** 0.5)
+
+
+def blocks_to_detect(sample: Sample, effect: float, *, most: int = 1000) -> int | None:
+    """How many blocks in all would find a true difference of `effect` points in 80 % of studies.
+
+    From the spread seen so far; blocks are added after the plan, so the interval is anytime-valid.
+    What comes from the test examples does not shrink with blocks. None: more than `most`.
+    """
+    size = sample.size
+    if size < 2 or effect <= 0 or sample.interval() is None:
         return None
-    return stretch * float(((factor - 1) * squares / (size * room)) ** 0.5)
+    lasting, of_cells = 0.0, 0.0
+    of_blocks = block_variance(sample.differences)
+    if sample.cells is not None:
+        of_blocks, of_examples, of_cells = crossed_parts(sample.cells)
+        lasting = max(0.0, of_examples - of_cells)
+
+    def found(blocks: int) -> bool:
+        errors = anytime_in_errors(blocks)
+        variance = lasting + max(of_blocks, of_cells) * size / blocks
+        if errors is None:
+            return False
+        return variance**0.5 * (errors + float(stats.t.isf(1 - POWER, blocks - 1))) <= effect
+
+    sizes = range(size + 1, most + 1)
+    place = bisect_left(sizes, True, key=found)
+    return sizes[place] if place < len(sizes) else None
 
 
 def anytime_p(

@@ -24,6 +24,7 @@ from aim_tune.stats.paired import (
     ALPHA,
     Interval,
     Sample,
+    blocks_to_detect,
     holm,
     p_better_in_new_block,
     sign_flip_p,
@@ -140,6 +141,9 @@ class Verdict:
     twins: int = 0
     """Tuning budget: random draws per arm and block."""
     rope_points: float = 0.0
+    blocks_to_decide: int | None = None
+    """After no_evidence at the end of the plan: blocks in all that would find a difference as large as
+    the ROPE in 80 % of studies; None: not asked, or no number up to 1,000."""
     gap: Gap | None = None
     """Expected-best gap at half and at the whole tuning budget."""
     twin_correlation: float | None = None
@@ -201,6 +205,7 @@ def decide(
     base = replace(base, comparisons=comparisons)
     main = next(iter(comparisons.values()))
     judged = _judge(base, main, _withheld(base, main, study))
+    judged = replace(judged, blocks_to_decide=_blocks_to_decide(judged, history, blocks))
     others = [c for c in comparisons.values() if c.arm == arm and c.reference != BASELINE]
     outcomes = {c.reference: _outcome(c, study.protocol.rope_points) for c in others}
     return replace(judged, attribution=outcomes)
@@ -386,6 +391,14 @@ def _judge(base: Verdict, main: Comparison, withheld: str) -> Verdict:
         sign_flip_p=main.sign_flip_p,
         wins=main.wins,
     )
+
+
+def _blocks_to_decide(judged: Verdict, history: History, blocks: tuple[int, ...]) -> int | None:
+    if judged.verdict != "no_evidence" or judged.interim:
+        return None
+    seen = differences(history, blocks, str(judged.arm), judged.reference)
+    sample = Sample(differences=seen.points_B, cells=seen.cells_BN)
+    return blocks_to_detect(sample, judged.rope_points)
 
 
 def _outcome(comparison: Comparison, rope: float) -> str:

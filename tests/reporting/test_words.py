@@ -217,7 +217,7 @@ def test_notes_state_budget_gap_pairing_sign_flip_and_looks():
 
 
 def test_notes_without_figures_say_why():
-    v = verdict("no_evidence", blocks=6, sign_flip_p=0.03125)
+    v = verdict("no_evidence", blocks=6, sign_flip_p=0.03125, rope_points=0.0)
     assert notes(v) == [
         "Every arm was tuned with n = 5 trials per block; the expected-best gap needs at least 2 randomly drawn "
         "trials and 3 blocks.",
@@ -231,6 +231,24 @@ def test_notes_without_figures_say_why():
     assert notes(Verdict(verdict="not_asked")) == []
     interim = verdict("no_evidence", blocks=6, sign_flip_p=0.03125, interim=True)
     assert not any("sign-flip" in note for note in notes(interim))  # not valid before the end
+
+
+def test_after_an_open_end_the_way_on_is_said():
+    v = verdict("no_evidence", blocks=6, rope_points=1.0, blocks_to_decide=34)
+    assert notes(v)[-1] == (
+        "About 28 blocks more would find a true difference of 1 points in 80 % of studies: run the same "
+        "command again with --set protocol.blocks=34."
+    )
+    assert notes(replace(v, blocks_to_decide=None))[-1] == (
+        "No number of blocks up to 1,000 would find a true difference of 1 points; more test examples "
+        "narrow the interval."
+    )
+    for other in (
+        replace(v, interim=True),
+        replace(v, verdict="better"),
+        replace(v, ci95_points=None),
+    ):
+        assert not any("would find" in note for note in notes(other))
 
 
 def test_a_gap_that_closes_is_said_whatever_the_verdict():

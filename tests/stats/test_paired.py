@@ -9,8 +9,10 @@ from scipy import stats
 from aim_tune.stats.paired import (
     Sample,
     anytime_half_width,
+    anytime_in_errors,
     anytime_p,
     block_variance,
+    blocks_to_detect,
     crossed_variance,
     detectable_in_errors,
     holm,
@@ -191,3 +193,36 @@ def test_holm_intervals_and_adjusted_p_agree():
         for sample, p, level in zip(samples, adjusted, levels, strict=True):
             low, high = sample.interval(level)
             assert (low > 0 or high < 0) == (p < 0.05)
+
+
+def test_blocks_to_detect_is_the_first_size_that_finds_the_effect():
+    """Only blocks: the standard error shrinks as 1/sqrt(B); anytime-valid half width plus t(0.8)."""
+    sample = Sample(differences=np.array([3.0, -2.0, 1.0, 2.0, -3.0, 0.0]))
+    needed = blocks_to_detect(sample, 1.0)
+    sd = np.std(sample.differences, ddof=1)
+
+    def reach(size):
+        return sd / size**0.5 * (anytime_in_errors(size) + stats.t.ppf(0.8, size - 1))
+
+    assert reach(needed) <= 1.0 < reach(needed - 1)
+    assert needed > 43  # (1.96 + 0.84)^2 sd^2 for a plan made before: looking again costs more
+
+
+def test_blocks_cannot_buy_what_the_test_examples_lack():
+    """The same 2 of 100 examples decide in every block: that part does not shrink."""
+    rng = np.random.default_rng(0)
+    cells = np.zeros((10, 100))
+    cells[:, :5], cells[:, 5:9] = 100.0, -100.0
+    cells[:, 9] = rng.choice([-100.0, 100.0], 10)
+    sample = Sample(differences=cells.mean(axis=1), cells=cells)
+    assert blocks_to_detect(sample, 1.0) is None
+    assert blocks_to_detect(sample, 20.0) == 11  # one more is the least that can be added
+
+
+@pytest.mark.parametrize("effect", [0.0, -1.0])
+def test_no_effect_needs_no_blocks(effect):
+    assert blocks_to_detect(Sample(differences=np.array([1.0, -1.0, 2.0])), effect) is None
+
+
+def test_one_block_says_nothing_about_more():
+    assert blocks_to_detect(Sample(differences=np.array([1.0])), 1.0) is None

@@ -352,3 +352,13 @@ def test_a_verdict_made_again_keeps_its_number_among_the_studies():
     history.verdict = decide(study, history, study_number=4).to_dict()
     assert decide(study, history).study_number == 4
     assert decide(study, history, study_number=5).study_number == 5
+
+
+def test_after_no_evidence_the_blocks_that_would_decide_are_named():
+    v = verdict_of(gains({"aim": [3, -2, 1, 2, -3, 0]}), blocks=6, rope_points=1.0)
+    assert v.verdict == "no_evidence"
+    assert v.blocks_to_decide > 43
+    assert verdict_of(gains({"aim": [1, 2, 3, 1, 2, 3]}), blocks=6).blocks_to_decide is None
+    study = example_study(blocks=6, twins=1, confirm=1, arms=("baseline", "aim"))
+    part = simulated_history(study, gains({"aim": [3, -2, 1, 2, -3, 0]}), requests=8)
+    assert decide(study, part).blocks_to_decide is None  # the plan goes on anyway
