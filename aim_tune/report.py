@@ -19,6 +19,7 @@ from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_NOT_MET, UserError
 
 if TYPE_CHECKING:
     from aim_tune.ledger import History
+    from aim_tune.reporting.side_by_side import Result
     from aim_tune.spec.study import Study
     from aim_tune.stats.verdict import Verdict
 
@@ -30,10 +31,20 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m aim_tune.report",
         description="Writes verdict.json and report.html of a study anew, from its ledger. Takes "
-        "seconds; also while the search runs (then: whole blocks so far, interim).",
+        "seconds; also while the search runs (then: whole blocks so far, interim). Several studies get "
+        "a page side by side as well.",
         epilog="Exit codes: 0 done, 2 bad input, 4 --fail-unless not met.",
     )
-    p.add_argument("folder", type=Path, metavar="FOLDER", help="results of a study: results/NAME")
+    p.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="results of a study: results/NAME"
+    )
+    p.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="page of several studies (side_by_side.html in the folder that holds the first one)",
+    )
     p.add_argument(
         "--mlflow",
         action="store_true",
@@ -48,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "--fail-unless",
         choices=VERDICTS,
         metavar="VERDICT",
-        help=f"exit with 4 unless the verdict is this one: {', '.join(VERDICTS)}",
+        help=f"exit with 4 unless the verdict (of every study) is this one: {', '.join(VERDICTS)}",
     )
     return p
 
@@ -57,14 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; the exit code."""
     args = parser().parse_args(argv)
     try:
-        verdict = _report(args)
+        results = [_report(folder, args) for folder in args.folders]
+        if len(results) > 1:
+            _side_by_side(results, args.output)
     except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
-    if args.fail_unless and verdict.verdict != args.fail_unless:
-        print(f"The verdict is {verdict.verdict}, not {args.fail_unless}.", file=sys.stderr)
-        return EXIT_NOT_MET
-    return EXIT_DONE
+    wanted = args.fail_unless
+    others = [v for v in (r.verdict.verdict for r in results) if wanted and v != wanted]
+    for verdict in others:
+        print(f"The verdict is {verdict}, not {wanted}.", file=sys.stderr)
+    return EXIT_NOT_MET if others else EXIT_DONE
 
 
 def read_results(folder: Path) -> tuple[Study, History]:
@@ -95,15 +109,17 @@ def write_whole(path: Path, text: str) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _report(args: argparse.Namespace) -> Verdict:
+def _report(folder: Path, args: argparse.Namespace) -> Result:
+    """Write what is derived from one ledger, and show it."""
     from aim_tune.protocol.importance import importances
     from aim_tune.reporting.html import write_report
+    from aim_tune.reporting.side_by_side import Result
     from aim_tune.reporting.terminal import Console, show_summary
     from aim_tune.stats.verdict import decide
 
-    study, history = read_results(args.folder)
+    study, history = read_results(folder)
     verdict = decide(study, history)
-    paths = {"report": args.folder / "report.html", "verdict": args.folder / "verdict.json"}
+    paths = {"report": folder / "report.html", "verdict": folder / "verdict.json"}
     write_whole(paths["verdict"], json.dumps(verdict.to_dict(), indent=2) + "\n")
     write_report(paths["report"], study, history, verdict, importances(study, history))
     console = Console(highlight=False)
@@ -112,8 +128,19 @@ def _report(args: argparse.Namespace) -> Verdict:
     )
     if args.mlflow:
         uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
-        console.print(_fill_mlflow(args.folder, study, verdict, uri))
-    return verdict
+        console.print(_fill_mlflow(folder, study, verdict, uri))
+    return Result(study=study, history=history, verdict=verdict, report=paths["report"])
+
+
+def _side_by_side(results: Sequence[Result], output: Path | None) -> None:
+    from aim_tune.reporting.side_by_side import summary, write_side_by_side
+
+    path = output or results[0].report.resolve().parent.parent / "side_by_side.html"
+    try:
+        write_side_by_side(path, results)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    print(f"\n{summary(results)}\n  side by side  {path}")
 
 
 def _fill_mlflow(folder: Path, study: Study, verdict: Verdict, uri: str | None) -> str:

@@ -94,6 +94,39 @@ def test_mlflow_is_filled_from_the_ledger(results, capsys):
     assert (results.parent / "mlflow.db").is_file()
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    parent = tmp_path_factory.mktemp("both")
+    return [write_results(parent / name) for name in ("first", "second")]
+
+
+def test_several_studies_get_a_page_side_by_side(two, capsys):
+    assert report.main([str(folder) for folder in two]) == 0
+    page = (two[0].parent / "side_by_side.html").read_text()
+    assert "2 studies: 2 better." in page
+    assert 'href="first/report.html"' in page
+    assert 'href="second/report.html"' in page
+    assert "All used the same data" in page
+    assert "2 studies: 2 better." in capsys.readouterr().out
+    assert all((folder / "verdict.json").is_file() for folder in two)
+
+
+def test_the_page_of_several_goes_where_it_is_asked_for(two, tmp_path):
+    assert report.main([*map(str, two), "-o", str(tmp_path / "page.html")]) == 0
+    assert 'href="../' in (tmp_path / "page.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_is_bad_input(two, tmp_path, capsys):
+    assert report.main([*map(str, two), "-o", str(tmp_path / "none" / "page.html")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_every_study_has_to_meet_the_wanted_verdict(two, tmp_path, capsys):
+    other = write_results(tmp_path / "other", rope_points=50.0)
+    assert report.main([str(two[0]), str(other), "--fail-unless", "worse"]) == 4
+    assert capsys.readouterr().err.count("not worse.") == 2
+
+
 @pytest.mark.parametrize("verb", ["report", "export", "retrain"])
 def test_help_is_light(verb):
     """The modules loaded are counted, not the seconds: those depend on the machine."""

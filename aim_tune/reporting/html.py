@@ -62,17 +62,17 @@ def report_html(
     others = [p for p in drawn if p.name != "verdict"]
     parts = [
         _hero(study, verdict),
-        *map(_figure, strip),
-        _section("Every comparison", _comparison_table(verdict), _more(verdict)),
-        _section("The best found", _best_table(verdict, history)),
-        _section("The arms", _arms_table(study, verdict)),
-        f'<div class="grid">{"".join(map(_figure, others))}</div>' if others else "",
-        _section("What this says and what it does not", _list(notes(verdict) + _limits(verdict))),
-        _section("Where it comes from", _provenance(study, history, verdict)),
+        *map(figure_card, strip),
+        card("Every comparison", _comparison_table(verdict), _more(verdict)),
+        card("The best found", _best_table(verdict, history)),
+        card("The arms", _arms_table(study, verdict)),
+        f'<div class="grid">{"".join(map(figure_card, others))}</div>' if others else "",
+        card("What this says and what it does not", _list(notes(verdict) + _limits(verdict))),
+        card("Where it comes from", _provenance(study, history, verdict)),
         _details("The study, as it was run", f"<pre>{escape(_study_text(study))}</pre>"),
         _details("Every training", _trainings_table(history)),
     ]
-    return _page(study.name, "\n".join(p for p in parts if p))
+    return whole_page(study.name, "\n".join(p for p in parts if p))
 
 
 def _hero(study: Study, verdict: Verdict) -> str:
@@ -122,7 +122,8 @@ def _chance(p: float | None) -> str:
     return "< 1 %" if p < 0.01 else "> 99 %" if p > 0.99 else f"{100 * p:.0f} %"
 
 
-def _figure(picture: Picture) -> str:
+def figure_card(picture: Picture) -> str:
+    """A picture with its question and its sentence."""
     wide = " wide" if picture.name == "verdict" else ""
     return (
         f'<figure id="{picture.name}" class="card{wide}"><h2>{escape(picture.title)}</h2>'
@@ -130,7 +131,8 @@ def _figure(picture: Picture) -> str:
     )
 
 
-def _section(title: str, *parts: str) -> str:
+def card(title: str, *parts: str) -> str:
+    """A titled part of the page; "" where it would be empty."""
     body = "".join(parts)
     return f'<section class="card"><h2>{escape(title)}</h2>{body}</section>' if body else ""
 
@@ -148,7 +150,7 @@ def _comparison_table(verdict: Verdict) -> str:
     if len(rows) < 2:
         return ""
     head = ("arm − reference", "effect", "95 % interval", "p", "ahead in", "could have seen")
-    return _table(head, [_comparison_row(verdict, c) for c in rows])
+    return html_table(head, [_comparison_row(verdict, c) for c in rows])
 
 
 def _comparison_row(verdict: Verdict, c: Comparison) -> list[str]:
@@ -177,7 +179,7 @@ def _best_table(verdict: Verdict, history: History) -> str:
         return ""
     rows.sort(key=lambda t: -(t.score or 0.0))
     head = ("position", "arm", "validation", "point")
-    return _table(head, [_best_row(verdict, t) for t in rows[:5]], (0, 1, 3))
+    return html_table(head, [_best_row(verdict, t) for t in rows[:5]], (0, 1, 3))
 
 
 def _best_row(verdict: Verdict, t: Training) -> list[str]:
@@ -198,7 +200,7 @@ def _arms_table(study: Study, verdict: Verdict) -> str:
             for arm, b in verdict.explore_budget.items()
         )
         quiet = f'<p class="quiet">Explore, counted apart: {escape(spent)}.</p>'
-    return _table(head, rows) + quiet
+    return html_table(head, rows) + quiet
 
 
 def _arm_row(verdict: Verdict, arm: str, summary: ArmSummary) -> list[str]:
@@ -222,7 +224,9 @@ def _arm(verdict: Verdict, arm: str) -> str:
     return f'<span class="arm"><i style="color:var(--arm{index})">{SYMBOLS[marker]}</i>{escape(arm)}</span>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
+def html_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)
+) -> str:
     """Cells of `rows` are HTML already; the columns `words` hold text, the others figures."""
     kinds = [' class="text"' if i in words else "" for i in range(len(head))]
     top = "".join(f"<th{kind}>{escape(h)}</th>" for kind, h in zip(kinds, head, strict=True))
@@ -302,7 +306,7 @@ def _study_text(study: Study) -> str:
 
 def _trainings_table(history: History) -> str:
     head = ("position", "arm", "status", "validation", "test", "steps", "seconds", "point")
-    return _table(head, [_training_row(t) for t in history.rows()], (0, 1, 2, 7))
+    return html_table(head, [_training_row(t) for t in history.rows()], (0, 1, 2, 7))
 
 
 def _training_row(t: Training) -> list[str]:
@@ -330,7 +334,8 @@ def _point_text(*parts: Mapping[str, Any]) -> str:
     )
 
 
-def _page(title: str, body: str) -> str:
+def whole_page(title: str, body: str) -> str:
+    """The file: head with colors for light and dark, then `body`."""
     light = "".join(f"--arm{i}:{c};" for i, c in enumerate(ARM_COLORS))
     dark = "".join(f"--arm{i}:{c};" for i, c in enumerate(DARK_ARMS))
     style = CSS.replace("/*light arms*/", light).replace("/*dark arms*/", dark)
