@@ -15,7 +15,7 @@ def test_the_catalog_holds_the_house_rows() -> None:
     assert {"resnet8", "resnet20", "resnet56", "resnet18", "resnet34", "resnet50", "vgg16_bn",
             "mlp", "small_cnn"} <= set(HOUSE.backbones)  # fmt: skip
     assert {"digits", "cifar10", "mnist", "image_folder"} <= set(HOUSE.data)
-    assert set(HOUSE.addons) == {"memory"}
+    assert set(HOUSE.addons) == {"memory", "published_memory"}
 
 
 def test_importing_the_catalog_needs_no_torch() -> None:

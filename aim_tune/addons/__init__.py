@@ -1,6 +1,7 @@
 """The table of add-ons: what a study may write under `addon:`, with its settings, arms and placebo.
 
-`memory` is AiM (Memory for Artificial Intelligence). Builders are imported on first use: reading
+`memory` is AiM (Memory for Artificial Intelligence); `published_memory` asks the published comparison again,
+with what was confounded there as arms of its own. Builders are imported on first use: reading
 this table needs no torch. A row `f` is called as f(backbone, arm="aim", image_shape=(3, 32, 32),
 seed=0, **settings) and returns the network of that arm; it may change the backbone it was given.
 The defaults are the preset `fast`.
@@ -92,6 +93,29 @@ ADDONS: dict[str, AddonEntry] = {
             "coordinates": "reads get x and y of each position instead of a memory",
             "noise": "reads get fresh random numbers for each image in training, zeros in evaluation",
             "wide": "no memory: the baseline with more hidden channels, as many parameters as aim",
+        },
+        primary="aim",
+        placebo="frozen",
+    ),
+    "published_memory": AddonEntry(
+        build="aim_tune.addons.memory:build_published",
+        doc="the published AiM-ResNet50 on keras_resnet50 with stem_stride 1, flaws included",
+        settings={
+            "memory_shape": Setting(
+                kind="shape",
+                default=[7, 7, 1024],
+                low=1,
+                high=4096,
+                length=3,
+                doc="rows, columns, channels; as published: as many numbers as the image has pixels",
+            )
+        },
+        arms={
+            "aim": "as published: stem stride 1, most blocks read a second, static memory",
+            "aim_stride2": "the published memory at stem stride 2, the resolution of its control",
+            "control_stride2": "the published control: no memory, stem stride 2",
+            "described": "the design of the article's text: all blocks read what updates write",
+            "frozen": "placebo: the published reads of a random memory that never changes",
         },
         primary="aim",
         placebo="frozen",

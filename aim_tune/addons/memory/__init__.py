@@ -13,6 +13,7 @@ from aim_tune.addons.memory.attach import (
     attach,
     baseline_state_dict,
     build,
+    build_published,
     detach,
 )
 from aim_tune.addons.memory.published import keras_count, published_resnet50
@@ -25,6 +26,7 @@ __all__ = [
     "attach",
     "baseline_state_dict",
     "build",
+    "build_published",
     "detach",
     "keras_count",
     "published_resnet50",

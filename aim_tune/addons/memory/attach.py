@@ -246,6 +246,37 @@ def build(
         return widened(backbone, target)
 
 
+def build_published(
+    backbone: nn.Module,
+    *,
+    arm: str,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    memory_shape: Sequence[int],
+) -> nn.Module:
+    """An arm of the published comparison, from the same weights and initializers as all others.
+
+    `backbone` is keras_resnet50 with stem_stride 1; the arms with stride 2 change that stride only.
+    Raises AttachError for other backbones and for a memory that does not fit.
+    """
+    stem = getattr(backbone, "conv1", None)
+    if not isinstance(stem, nn.Conv2d) or stem.stride != (1, 1):
+        raise AttachError(
+            "published_memory needs the backbone keras_resnet50 with stem_stride: 1; its arms "
+            "aim_stride2 and control_stride2 set the other stride themselves."
+        )
+    if arm.endswith("_stride2"):
+        stem.stride = (2, 2)
+    if arm == "control_stride2":
+        return backbone
+    settings = {
+        **PRESETS["described" if arm == "described" else "published"],
+        "memory_shape": memory_shape,
+        "arm": "frozen" if arm == "frozen" else "aim",
+    }
+    return attach(backbone, seed=seed, example_input=torch.zeros(1, *image_shape), **settings)[0]
+
+
 def _checked(
     model: nn.Module,
     memory_shape: Sequence[int],

@@ -8,8 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aim_tune.addons.memory import PRESETS, attach, keras_count, published_resnet50
+from aim_tune.addons import ADDONS
+from aim_tune.addons.dry_run import count_flops
+from aim_tune.addons.memory import (
+    PRESETS,
+    attach,
+    build_published,
+    keras_count,
+    published_resnet50,
+)
 from aim_tune.addons.memory.published import reshape_as_published
+from aim_tune.errors import AttachError
 from aim_tune.models import BACKBONES
 
 torch.set_num_threads(1)
@@ -181,3 +190,34 @@ def test_a_published_memory_copies_and_freezes() -> None:
     bank = frozen.memory_bank
     assert len(bank.updates) == 0
     assert not any(p.requires_grad for p in bank.parameters())
+
+
+def test_the_arms_of_the_published_comparison_are_what_they_say() -> None:
+    with torch.device("meta"):
+        given = {"image_shape": (3, 224, 224), "seed": 0, "memory_shape": [7, 7, 1024]}
+        arms = {
+            arm: build_published(control(), arm=arm, **given)
+            for arm in ADDONS["published_memory"].arms
+        }
+    counts = {arm: keras_count(model)[0] for arm, model in arms.items()}
+    assert counts["aim"] == 26_673_380
+    assert counts["described"] == 25_996_580
+    assert counts["control_stride2"] == 23_792_612
+    assert counts["frozen"] == 23_792_612 + 388_352 + 2_099_200
+    strides = {arm: model.conv1.stride[0] for arm, model in arms.items()}
+    assert strides == {
+        "aim": 1, "aim_stride2": 2, "control_stride2": 2, "described": 1, "frozen": 1,
+    }  # fmt: skip
+
+
+def test_the_published_arms_differ_four_times_in_compute() -> None:
+    with torch.device("meta"):  # the method's figures, for 120 classes
+        nets = [control(120, stem_stride=2), control(120), published_resnet50(classes=120)]
+    macs = [count_flops(net, (3, 224, 224), torch.float32) / 2e9 for net in nets]
+    assert macs == pytest.approx([3.856, 15.424, 16.632], abs=0.001)
+
+
+def test_the_published_comparison_refuses_other_backbones() -> None:
+    given = {"arm": "aim", "image_shape": (3, 64, 64), "seed": 0, "memory_shape": [2, 2, 64]}
+    with pytest.raises(AttachError, match="keras_resnet50 with stem_stride: 1"):
+        build_published(control(3, 64, stem_stride=2), **given)
