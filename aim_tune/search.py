@@ -213,6 +213,7 @@ class _Search:
                 with self._engine() as engine:
                     self.stop.arm()
                     self._declare(ledger)
+                    self._count(ledger.history)  # before the first look
                     with self._tracking(ledger) as mirror:
                         self._conduct(ledger, engine, mirror)
                         verdict = self._finish(ledger, mirror)
@@ -350,7 +351,8 @@ class _Search:
         from aim_tune.reporting.words import sentence
         from aim_tune.stats import decide
 
-        verdict = decide(self.study, ledger.history)
+        number = self._count(ledger.history)
+        verdict = decide(self.study, ledger.history, study_number=number)
         if ledger.history.verdict != verdict.to_dict():
             record = ledger.append({"event": "verdict", "verdict": verdict.to_dict()})
             if mirror:
@@ -365,6 +367,24 @@ class _Search:
         shown = {what: _short(path) for what, path in paths.items()}
         show_summary(self.console, verdict, paths=shown, commands=self._next_commands())
         return verdict
+
+    def _count(self, history: History) -> int | None:
+        """Enter the study and its looks into the registry: it is the nth on this test data. None: it
+        never looks."""
+        from aim_tune.registry import Entry, record, registry_path
+
+        if not self.study.protocol.confirm * self.study.protocol.blocks:
+            return None
+        declared = history.declared or {}
+        entry = Entry(
+            data_digest=declared["data_digest"],
+            study_hash=declared["study_hash"],
+            code_hash=declared["code_hash"],
+            name=self.study.name,
+            folder=str(self.folder),
+            looks=len(history.looks),
+        )
+        return record(registry_path(), entry).number
 
     def _write(self, history: History, verdict: Verdict) -> dict[str, Path]:
         """All files that are derived from the ledger: what -> where."""

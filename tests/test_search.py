@@ -128,6 +128,19 @@ def test_a_study_ends_with_a_verdict_and_its_files(
         assert command in shown
 
 
+def test_a_second_study_on_the_same_test_data_is_counted(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIM_TUNE_REGISTRY", str(tmp_path / "registry.jsonl"))
+    small = ("--set", "protocol.explore.trials=0", "--set", "protocol.blocks=1")
+    numbers = []
+    for name, seed in (("first", 0), ("first", 0), ("second", 1)):
+        assert run(*small, "--set", f"name={name}", "--set", f"protocol.seed={seed}") == 0
+        text = (tmp_path / "out" / name / "verdict.json").read_text()
+        numbers.append(json.loads(text)["study_number"])
+    assert numbers == [1, 1, 2]
+
+
 def test_the_same_command_again_trains_nothing_and_says_the_same(
     run: Any, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
