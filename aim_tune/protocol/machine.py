@@ -1,4 +1,4 @@
-"""Which request comes next: explore -> blocks of twins -> confirm pairs, as an ask/tell state machine.
+"""Which request comes next: explore, its finalists -> blocks of twins -> confirm pairs; ask and tell.
 
 Pure and deterministic: the request at a position is a function of the study and of results named by
 the protocol, never of timing, slots or process. So resuming is a new Machine that is asked again and
@@ -19,8 +19,8 @@ import numpy as np
 from aim_tune.protocol.sampling import Space, TpeSearch, draw
 from aim_tune.spec.request import STREAMS, Point, Request
 from aim_tune.spec.space import Fixed
-from aim_tune.spec.study import BASELINE, Study
-from aim_tune.spec.values import derive_seed
+from aim_tune.spec.study import BASELINE, FINAL_SEEDS, Study
+from aim_tune.spec.values import canonical, derive_seed
 
 MOST_RANDOM_TWINS = 10
 """Blocks of up to so many twins draw at random; longer ones search with TPE."""
@@ -50,7 +50,7 @@ class Stage:
         self, *, kind: str, block: int, order: int, size: int, lag: int | None, propose: Propose
     ) -> None:
         self.kind = kind
-        """explore, twin or confirm."""
+        """explore, finals, twin or confirm."""
         self.block = block
         """0 in explore."""
         self.order = order
@@ -158,7 +158,9 @@ class Machine:
 
     def _close(self, stage: Stage) -> None:
         """What follows from a finished stage; its results are then let go."""
-        if stage.kind == "explore":
+        if stage.kind == "explore" and self.study.protocol.explore.finalists:
+            self._queue(self._finals_stage(stage))
+        elif stage.kind in ("explore", "finals"):
             self.design = self._best_design(stage)
             self._exploring = False
         elif stage.kind == "twin":
@@ -166,9 +168,8 @@ class Machine:
 
     def _request(self, stage: Stage) -> Request:
         number = stage.asked
-        home = stage.kind if stage.kind == "explore" else f"block/{stage.block}"
-        position = f"{home}/{number}" if home == "explore" else f"{home}/{stage.kind}/{number}"
         arms = stage.ask()
+        home, position = self._place(stage, number)
         self._outstanding[position] = (stage, number, tuple(arms))
         return Request(
             position=position,
@@ -178,10 +179,20 @@ class Machine:
             test=stage.kind == "confirm",
         )
 
+    def _place(self, stage: Stage, number: int) -> tuple[str, str]:
+        """What the streams are named after, and the position. Finalists count on after the trials."""
+        if stage.kind == "explore":
+            return "explore", f"explore/{number}"
+        if stage.kind == "finals":
+            seed = number * FINAL_SEEDS // stage.size
+            return f"explore/seed/{seed}", f"explore/{stage.order + number}"
+        home = f"block/{stage.block}"
+        return home, f"{home}/{stage.kind}/{number}"
+
     def _streams(self, home: str, position: str) -> dict[str, int]:
-        """Explore shares one set of streams, so that equal points are duplicates. Other requests
-        have fresh ones, except for the split, which is their block's."""
-        place = home if home == "explore" else position
+        """Explore shares one set of streams, so that equal points are duplicates; its finalists share
+        one per seed. Other requests have fresh ones, except for the split, which is their block's."""
+        place = home if home.startswith("explore") else position
         return {
             name: derive_seed(self._seed, home if name == "split" else place, name)
             for name in STREAMS
@@ -198,13 +209,42 @@ class Machine:
             propose=self._tpe("explore", explore.trials, self._addon_mean, start=True),
         )
 
+    def _finalists(self, explore: Stage) -> list[Mapping[str, Point]]:
+        """The best trial of each of the best designs (of the best points without an add-on); filled up
+        with the first, whose repeats are duplicates and cost nothing: the number of requests is known
+        beforehand."""
+        wanted = min(self.study.protocol.explore.finalists, explore.size)
+        values = [self._addon_mean(scores) for scores in explore.known]
+        ranked = sorted(
+            range(explore.size), key=lambda i: -_rank(values[i])
+        )  # stable: ties in order
+        best: dict[str, Mapping[str, Point]] = {}
+        for number in ranked:
+            points = explore.points[number]
+            point = points[(self.study.addon_arms or self.study.arms)[0]]
+            best.setdefault(canonical(dict(point.addon or point.shared)), points)
+        chosen = list(best.values())[:wanted]
+        return chosen + chosen[:1] * (wanted - len(chosen))
+
+    def _finals_stage(self, explore: Stage) -> Stage:
+        """Every finalist with each fresh seed, seed by seed."""
+        finalists = self._finalists(explore)
+        return Stage(
+            kind="finals",
+            block=0,
+            order=explore.size,
+            size=FINAL_SEEDS * len(finalists),
+            lag=None,
+            propose=lambda number, results: finalists[number % len(finalists)],
+        )
+
     def _twin_stage(self, block: int) -> Stage:
         protocol, home = self.study.protocol, f"block/{block}/twin"
         searches = protocol.twins > MOST_RANDOM_TWINS
         return Stage(
             kind="twin",
             block=block,
-            order=protocol.explore.trials + block * (protocol.twins + protocol.confirm),
+            order=protocol.explore.requests + block * (protocol.twins + protocol.confirm),
             size=protocol.twins,
             lag=protocol.explore.lag if searches else None,
             propose=self._tpe(home, protocol.twins, self._even_mean)
@@ -271,8 +311,13 @@ class Machine:
 
     def _best_design(self, stage: Stage) -> dict[str, Any]:
         """Add-on settings of the best explore trial: by the mean of the arms that have the add-on
-        (choosing for one of them would favor it). Trial 0 where none has a score."""
-        best = stage.points[_argmax([self._addon_mean(scores) for scores in stage.known])]
+        (choosing for one of them would favor it), for a finalist by its mean over the fresh seeds.
+        The first where none has a score."""
+        values = [self._addon_mean(scores) for scores in stage.known]
+        if stage.kind == "finals":
+            count = stage.size // FINAL_SEEDS
+            values = [_mean(values[i::count]) for i in range(count)]
+        best = stage.points[_argmax(values)]
         arms = self.study.addon_arms
         return dict(best[arms[0]].addon) if arms else {}
 
@@ -305,8 +350,12 @@ def _mean(scores: Sequence[float | None]) -> float | None:
 
 def _argmax(values: Sequence[float | None]) -> int:
     """Index of the first largest value; 0 where there is none."""
-    ranked = [-math.inf if value is None else value for value in values]
+    ranked = [_rank(value) for value in values]
     return ranked.index(max(ranked))
+
+
+def _rank(value: float | None) -> float:
+    return -math.inf if value is None else value
 
 
 def _part(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:

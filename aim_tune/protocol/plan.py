@@ -85,7 +85,7 @@ def make_plan(
     """The plan of a study on its data; with `effect` (points), what it takes to find that difference."""
     protocol, arms = study.protocol, len(study.arms)
     by_stage = {
-        "explore": protocol.explore.trials * arms,
+        "explore": protocol.explore.requests * arms,
         "twin": protocol.blocks * protocol.twins * arms,
         "confirm": protocol.blocks * protocol.confirm * arms,
     }

@@ -49,7 +49,7 @@ class Tally:
     def planned(self) -> int:
         """Trainings of the whole study."""
         p = self.study.protocol
-        requests = p.explore.trials + self.blocks * (p.twins + p.confirm)
+        requests = p.explore.requests + self.blocks * (p.twins + p.confirm)
         return max(requests * len(self.study.arms), len(self.finished))
 
     def known(self, history: History) -> None:

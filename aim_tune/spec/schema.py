@@ -74,7 +74,9 @@ RECIPE = _with_defaults(
     },
 )
 SHARED = {key: RECIPE[key] for key in TUNABLE}
-EXPLORE = _with_defaults(Explore, {"trials": _int(0, 10**6), "lag": _int(1, 10**4)})
+EXPLORE = _with_defaults(
+    Explore, {"trials": _int(0, 10**6), "lag": _int(1, 10**4), "finalists": _int(0, 1000)}
+)
 PROTOCOL = _with_defaults(
     Protocol,
     {

@@ -20,6 +20,8 @@ OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("one_cycle", "cosine", "plateau", "constant")
 AUGMENTS = ("flip", "crop", "cutout")
 PACKS = ("twin", "arm")
+FINAL_SEEDS = 3
+"""Fresh seeds of every explore finalist."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,14 @@ class Explore:
     trials: int = 0
     lag: int = 4
     """Exactly results 0..i-lag are told before ask i: makes the sequence independent of the slots."""
+    finalists: int = 0
+    """Best designs that are trained again with FINAL_SEEDS fresh seeds before one is chosen: the best of
+    many single trainings is partly luck. 0: the best trial's design is taken."""
+
+    @property
+    def requests(self) -> int:
+        """Trials, and the finalists' further trainings."""
+        return self.trials + FINAL_SEEDS * min(self.finalists, self.trials)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +171,7 @@ class Study:
     def requests_planned(self) -> int:
         """Twins, confirm pairs and explore trials of the whole study."""
         p = self.protocol
-        return p.explore.trials + p.blocks * (p.twins + p.confirm)
+        return p.explore.requests + p.blocks * (p.twins + p.confirm)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON/YAML form, in the shape of a study file; `from_dict` inverts it."""
@@ -216,6 +226,8 @@ class Study:
             value["resources"].pop(key)
         for plugin in value["plugins"]:
             plugin.pop("source")
+        if not self.protocol.explore.finalists:  # a key that came later: studies keep their hash
+            value["protocol"]["explore"].pop("finalists")
         return value
 
     @property
