@@ -251,7 +251,8 @@ def _more_blocks(verdict: Verdict) -> list[str]:
     size = f"a true difference of {verdict.rope_points:g} points"
     if verdict.blocks_to_decide is None:
         return [
-            f"No number of blocks up to 1,000 would find {size}; more test examples narrow the interval."
+            f"At this spread no number of blocks up to 1,000 would find {size}; more test examples would "
+            "narrow the interval."
         ]
     more = count(verdict.blocks_to_decide - verdict.blocks, "block")
     return [

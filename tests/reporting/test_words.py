@@ -240,8 +240,8 @@ def test_after_an_open_end_the_way_on_is_said():
         "command again with --set protocol.blocks=34."
     )
     assert notes(replace(v, blocks_to_decide=None))[-1] == (
-        "No number of blocks up to 1,000 would find a true difference of 1 points; more test examples "
-        "narrow the interval."
+        "At this spread no number of blocks up to 1,000 would find a true difference of 1 points; more test "
+        "examples would narrow the interval."
     )
     for other in (
         replace(v, interim=True),
