@@ -226,3 +226,15 @@ def test_no_effect_needs_no_blocks(effect):
 
 def test_one_block_says_nothing_about_more():
     assert blocks_to_detect(Sample(differences=np.array([1.0])), 1.0) is None
+
+
+def test_the_named_number_of_blocks_finds_the_effect_in_80_percent():
+    """Spread known exactly: 6 blocks of sd 1; then 400 studies of the named size with the true effect."""
+    seen = np.array([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0]) / (6 / 5) ** 0.5
+    size = blocks_to_detect(Sample(differences=seen), 0.7)
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(400):
+        study = Sample(differences=rng.normal(0.7, 1, size), anytime=True)
+        found += study.interval()[0] > 0
+    assert 0.75 <= found / 400 <= 0.88
