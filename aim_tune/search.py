@@ -365,7 +365,10 @@ class _Search:
         if self.args.quiet:
             print(sentence(verdict))
         shown = {what: _short(path) for what, path in paths.items()}
-        show_summary(self.console, verdict, paths=shown, commands=self._next_commands())
+        show_summary(
+            self.console, verdict, paths=shown, commands=self._next_commands(),
+            views=mirror.views if mirror else {},
+        )  # fmt: skip
         return verdict
 
     def _count(self, history: History) -> int | None:

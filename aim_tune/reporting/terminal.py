@@ -25,8 +25,10 @@ def show_summary(
     *,
     paths: Mapping[str, str],
     commands: Mapping[str, str],
+    views: Mapping[str, str] | None = None,
 ) -> None:
-    """Print the verdict, a table of the arms, `paths` (what -> where) and `commands` (why -> command)."""
+    """Print the verdict, a table of the arms, `paths` (what -> where), `commands` (why -> command) and
+    `views` (name -> address in MLflow)."""
     style = STYLES.get(verdict.verdict, "default")
     console.print()
     console.print(
@@ -34,7 +36,11 @@ def show_summary(
     )
     console.print(_arms(verdict))
     console.print()
-    for title, lines in (("Written", paths), ("Next", commands)):
+    for title, lines in (
+        ("Written", paths),
+        ("Next", commands),
+        ("Views in MLflow, once it is up", views or {}),
+    ):
         if lines:
             console.print(Text(title, style="bold"))
             _pairs(console, lines)

@@ -31,7 +31,7 @@ from aim_tune.tracking.content import (
     training_content,
     verdict_content,
 )
-from aim_tune.tracking.store import Seen, Store, default_uri, shown, unreachable
+from aim_tune.tracking.store import Seen, Store, default_uri, page, shown, unreachable
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +164,11 @@ class Mirror:
         """Name of a saved view -> what follows the server's address; {} until they are in MLflow, and
         where its version does not know them."""
         return dict(self._writer.links)
+
+    @property
+    def views(self) -> dict[str, str]:
+        """Name of a saved view -> its whole address (of a sqlite store: once mlflow/serve.sh runs)."""
+        return {name: page(self.uri) + link for name, link in self.links.items()}
 
     def close(self, timeout_s: float = 60.0) -> str:
         """What is missing in MLflow, for people, after waiting for at most `timeout_s`; "": nothing.

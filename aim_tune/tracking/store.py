@@ -82,6 +82,15 @@ def probe(uri: str) -> None:
         raise unreachable(uri, error) from None
 
 
+def page(uri: str) -> str:
+    """Where the pages of a store are: the server itself, or where mlflow/serve.sh puts them.
+
+    >>> page("http://me:secret@host:5000/"), page("sqlite:////tmp/mlflow.db")
+    ('http://host:5000/', 'http://127.0.0.1:5000/')
+    """
+    return f"{_address(uri)}/" if _is_server(uri) else "http://127.0.0.1:5000/"
+
+
 def _is_server(uri: str) -> bool:
     return urlsplit(uri).scheme in ("http", "https")
 

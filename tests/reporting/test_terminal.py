@@ -47,3 +47,13 @@ def test_a_long_path_is_folded_not_cut():
     assert path in screen(verdict, paths={"report": path}, width=60).replace("\n", "").replace(
         " ", ""
     )
+
+
+def test_views_stand_last_with_their_whole_address():
+    study = example_study(blocks=3)
+    verdict = decide(study, simulated_history(study, World(effects={}).play))
+    address = "http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=aim_cost&compareRunsMode=CHART"
+    text = screen(verdict, commands={"browse": "sh x"}, views={"Cost": address}, width=60)
+    assert f"  Cost  {address}" in text
+    assert text.index("Next") < text.index("Views in MLflow")
+    assert "Views" not in screen(verdict)

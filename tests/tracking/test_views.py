@@ -120,6 +120,7 @@ def test_the_mirror_saves_them_and_gives_their_links(folder, study, records):
     mirror = mirrored(folder, study, records[:9])
     _, made = experiment(folder)
     assert list(mirror.links) == NAMES
+    assert mirror.views["Cost"] == f"http://127.0.0.1:5000/{mirror.links['Cost']}"
     for link in mirror.links.values():
         key = link.split("viewStateShareKey=")[1].split("&")[0]
         assert views.TAG + key in made.tags
