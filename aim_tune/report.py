@@ -98,6 +98,13 @@ def read_results(folder: Path) -> tuple[Study, History]:
     return study, history
 
 
+def decided(study: Study, history: History) -> Verdict:
+    """The verdict that the history supports now; which study on its test data it is stays as recorded."""
+    from aim_tune.stats.verdict import decide
+
+    return decide(study, history, study_number=(history.verdict or {}).get("study_number"))
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises UserError where that cannot be done."""
     beside = path.with_name(path.name + ".tmp")
@@ -115,10 +122,9 @@ def _report(folder: Path, args: argparse.Namespace) -> Result:
     from aim_tune.reporting.html import write_report
     from aim_tune.reporting.side_by_side import Result
     from aim_tune.reporting.terminal import Console, show_summary
-    from aim_tune.stats.verdict import decide
 
     study, history = read_results(folder)
-    verdict = decide(study, history)
+    verdict = decided(study, history)
     paths = {"report": folder / "report.html", "verdict": folder / "verdict.json"}
     write_whole(paths["verdict"], json.dumps(verdict.to_dict(), indent=2) + "\n")
     write_report(paths["report"], study, history, verdict, importances(study, history))

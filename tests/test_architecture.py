@@ -19,7 +19,7 @@ ORDER = [
     "errors", "spec", "cluster_rules", "ledger", "registry", "stats", "addons", "models", "data",
     "tables", "training", "arms", "twin", "tracking", "reporting", "protocol", "engine", "verbs",
 ]  # fmt: skip
-VERBS = {"search", "report", "export", "retrain", "doctor", "cluster", "__main__"}
+VERBS = {"search", "report", "export", "retrain", "track", "doctor", "cluster", "__main__"}
 SIBLINGS = {"addons", "models", "data"}  # nouns that do not know each other
 
 HOMES = {

@@ -56,6 +56,16 @@ def test_a_search_that_still_runs_gives_an_interim_verdict(tmp_path):
     assert (verdict["interim"], verdict["blocks"]) == (True, 1)
 
 
+def test_which_study_on_its_data_it_is_stays_as_recorded(tmp_path):
+    folder = write_results(tmp_path / "example")
+    with (folder / "ledger.jsonl").open("a") as file:
+        file.write(
+            json.dumps({"event": "verdict", "time": 0, "verdict": {"study_number": 3}}) + "\n"
+        )
+    assert report.main([str(folder)]) == 0
+    assert json.loads((folder / "verdict.json").read_text())["study_number"] == 3
+
+
 def test_blocks_that_were_added_belong_to_the_study(tmp_path):
     folder = write_results(tmp_path / "example")
     with (folder / "ledger.jsonl").open("a") as file:
