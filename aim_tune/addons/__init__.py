@@ -113,7 +113,7 @@ ADDONS: dict[str, AddonEntry] = {
         arms={
             "aim": "as published: stem stride 1, most blocks read a second, static memory",
             "aim_stride2": "the published memory at stem stride 2, the resolution of its control",
-            "control_stride2": "the published control: no memory, stem stride 2",
+            "plain_stride2": "the published control: no memory, stem stride 2",
             "described": "the design of the article's text: all blocks read what updates write",
             "frozen": "placebo: the published reads of a random memory that never changes",
         },

@@ -263,11 +263,11 @@ def build_published(
     if not isinstance(stem, nn.Conv2d) or stem.stride != (1, 1):
         raise AttachError(
             "published_memory needs the backbone keras_resnet50 with stem_stride: 1; its arms "
-            "aim_stride2 and control_stride2 set the other stride themselves."
+            "aim_stride2 and plain_stride2 set the other stride themselves."
         )
     if arm.endswith("_stride2"):
         stem.stride = (2, 2)
-    if arm == "control_stride2":
+    if arm == "plain_stride2":
         return backbone
     settings = {
         **PRESETS["described" if arm == "described" else "published"],

@@ -202,11 +202,11 @@ def test_the_arms_of_the_published_comparison_are_what_they_say() -> None:
     counts = {arm: keras_count(model)[0] for arm, model in arms.items()}
     assert counts["aim"] == 26_673_380
     assert counts["described"] == 25_996_580
-    assert counts["control_stride2"] == 23_792_612
+    assert counts["plain_stride2"] == 23_792_612
     assert counts["frozen"] == 23_792_612 + 388_352 + 2_099_200
     strides = {arm: model.conv1.stride[0] for arm, model in arms.items()}
     assert strides == {
-        "aim": 1, "aim_stride2": 2, "control_stride2": 2, "described": 1, "frozen": 1,
+        "aim": 1, "aim_stride2": 2, "plain_stride2": 2, "described": 1, "frozen": 1,
     }  # fmt: skip
 
 
