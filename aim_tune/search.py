@@ -73,6 +73,12 @@ def parser() -> argparse.ArgumentParser:
         help="print the plan (trainings, time, detectable effect, costs), write nothing",
     )
     p.add_argument(
+        "--effect",
+        type=float,
+        metavar="POINTS",
+        help="with --dry-run: the chance to find this difference, and the blocks it takes",
+    )
+    p.add_argument(
         "--fork",
         action="store_true",
         help="start a new study, NAME-2, where OUT/NAME holds another one",
@@ -453,7 +459,7 @@ def _show_plan(
     from aim_tune.protocol.plan import make_plan
     from aim_tune.reporting.progress import duration
 
-    plan = make_plan(study, info)
+    plan = make_plan(study, info, effect=args.effect)
     stages = ", ".join(f"{stage} {count}" for stage, count in plan.by_stage.items() if count)
     lines = {
         "study": f"{study.name} ({study.study_hash})",
@@ -469,6 +475,12 @@ def _show_plan(
         )
         reach = "can" if plan.equivalence_reachable else "cannot"
         lines["equivalence"] = f"within +-{study.protocol.rope_points:g} points {reach} be shown"
+    if plan.effect_power is not None:
+        found = f"{args.effect:g} points are found in {100 * plan.effect_power:.0f} % of studies like this"
+        enough = plan.effect_blocks
+        lines["effect"] = (
+            f"{found}; 80 % takes {f'{enough} blocks' if enough else 'more blocks than we plan for'}"
+        )
     costs = [_trial_run(study, arm) for arm in study.arms]
     slots = args.slots or max(1, len(os.sched_getaffinity(0)) // study.resources.cpu)
     seconds = sum(c.seconds for c in costs) / len(costs) * plan.trainings / slots

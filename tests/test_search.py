@@ -231,8 +231,9 @@ def test_blocks_may_grow_and_the_old_ones_are_kept(
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("--dry-run") == 0
+    assert run("--dry-run", "--effect", "3") == 0
     shown = capsys.readouterr().out
+    assert "3 points are found in" in shown
     assert "24 (explore 6, twin 12, confirm 6), 4 steps each" in shown
     for word in ("detectable", "about", "parameters", "MFLOPs/image", "baseline", "aim", "frozen"):
         assert word in shown
