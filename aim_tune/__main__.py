@@ -13,6 +13,7 @@ VERBS = {
     "report": "write verdict.json and report.html of a results folder anew",
     "export": "write the best configuration with its provenance",
     "retrain": "train an exported configuration for real",
+    "describe": "show what attaching a memory to a network would do",
     "track": "bring MLflow up to the ledger, or make it anew",
     "doctor": "check this machine and say what to do",
     "cluster": "check a cluster file, see and fetch what runs there",

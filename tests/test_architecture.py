@@ -19,7 +19,17 @@ ORDER = [
     "errors", "spec", "cluster_rules", "ledger", "registry", "stats", "addons", "models", "data",
     "tables", "training", "arms", "twin", "tracking", "reporting", "protocol", "engine", "verbs",
 ]  # fmt: skip
-VERBS = {"search", "report", "export", "retrain", "track", "doctor", "cluster", "__main__"}
+VERBS = {
+    "describe",
+    "search",
+    "report",
+    "export",
+    "retrain",
+    "track",
+    "doctor",
+    "cluster",
+    "__main__",
+}
 SIBLINGS = {"addons", "models", "data"}  # nouns that do not know each other
 
 HOMES = {
@@ -28,7 +38,16 @@ HOMES = {
     "mlflow": {"tracking/"},
     "matplotlib": {"reporting/"},
     "yaml": {"spec/"},
-    "torch": {"addons/", "models/", "data/", "training/", "arms.py", "twin.py", "retrain.py"},
+    "torch": {
+        "addons/",
+        "models/",
+        "data/",
+        "training/",
+        "arms.py",
+        "twin.py",
+        "retrain.py",
+        "describe.py",
+    },
     "torchvision": {"models/", "data/"},
     "sklearn": {"data/"},
     "rich": {"reporting/"},

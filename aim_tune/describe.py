@@ -1,32 +1,33 @@
-"""`python -m aim_tune.addons.memory --describe NET`: what attaching a memory to a network would do.
+"""The verb: what attaching a memory to a network would do.
 
-Prints the report of `attach` (readers, update points, what is left out and why, parameters, FLOPs).
-Networks are those of the house's table, which is named here as text, as table rows name their builders:
-an add-on does not know the backbones. Weights are not made: everything runs on meta tensors.
+Prints the report of `attach` (readers, update points, what is left out and why, parameters, FLOPs) for
+any network of the backbone table. Weights are not made: everything runs on meta tensors. Starts light.
 """
 
 from __future__ import annotations
 
 import argparse
-import pkgutil
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from aim_tune.addons.memory import ARMS, PRESETS, attach, keras_count
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError, unknown
 
-TABLE = "aim_tune.models:BACKBONES"
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def describe(args: argparse.Namespace) -> str:
     """The text that is printed. Raises UserError for what cannot be built."""
+    import torch
+
+    from aim_tune.addons.memory import PRESETS, attach, keras_count
+
+    if args.preset not in PRESETS:
+        raise UserError(unknown("preset", args.preset, list(PRESETS)))
     shape = (args.channels, args.image, args.image)
     with torch.device("meta"):
-        model = _backbone(args.describe, args.setting, classes=args.classes, image_shape=shape)
+        model = _backbone(args.network, args.setting, classes=args.classes, image_shape=shape)
         plain = keras_count(model)
         given: dict[str, Any] = dict(PRESETS[args.preset])
         if args.memory:
@@ -37,7 +38,7 @@ def describe(args: argparse.Namespace) -> str:
     total, trainable = keras_count(model)
     return "\n".join(
         [
-            f"{args.describe}, {args.classes} classes, images {shape[0]}x{shape[1]}x{shape[2]}, "
+            f"{args.network}, {args.classes} classes, images {shape[0]}x{shape[1]}x{shape[2]}, "
             f"preset {args.preset}",
             str(report),
             f"as Keras counts (with the statistics of batch norms): {total:,} parameters, "
@@ -52,10 +53,11 @@ def _own(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _backbone(name: str, pairs: Sequence[str], **given: Any) -> nn.Module:
-    table = pkgutil.resolve_name(TABLE)
-    if name not in table:
-        raise UserError(unknown("network", name, sorted(table)))
-    row = table[name]
+    from aim_tune.models import BACKBONES
+
+    if name not in BACKBONES:
+        raise UserError(unknown("network", name, sorted(BACKBONES)))
+    row = BACKBONES[name]
     settings = dict(row.fixed)
     for pair in pairs:
         key, _, value = pair.partition("=")
@@ -68,14 +70,12 @@ def _backbone(name: str, pairs: Sequence[str], **given: Any) -> nn.Module:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 where the network or the settings are impossible."""
     parser = argparse.ArgumentParser(
-        prog="python -m aim_tune.addons.memory",
-        description="Show what attaching a memory to a network would do.",
+        prog="python -m aim_tune.describe",
+        description="Shows what attaching a memory to a network would do. Takes seconds.",
     )
-    parser.add_argument(
-        "--describe", required=True, metavar="NET", help="resnet50, mlp, vit_b_16..."
-    )
-    parser.add_argument("--preset", default="fast", choices=tuple(PRESETS))
-    parser.add_argument("--arm", default="aim", choices=tuple(ARMS))
+    parser.add_argument("network", metavar="NET", help="resnet50, mlp, vit_b_16...")
+    parser.add_argument("--preset", default="fast", help="fast, described or published")
+    parser.add_argument("--arm", default="aim", help="aim, no_update, frozen...")
     parser.add_argument(
         "--memory", type=int, nargs=3, metavar=("ROWS", "COLUMNS", "CHANNELS"), default=None
     )
