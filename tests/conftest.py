@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -25,10 +25,26 @@ def _own_registry() -> Iterator[None]:
 def ray_session() -> Iterator[None]:
     """Ray with two CPUs; engines find it running and leave it open."""
     importlib.import_module("aim_tune.engine")  # sets the environment variables Ray reads at import
-    import ray
+    with tempfile.TemporaryDirectory(prefix="aim_", ignore_cleanup_errors=True) as folder:
+        _open_ray(folder)
+        yield
+        _ray().shutdown()
 
-    folder = tempfile.mkdtemp(prefix="aim_")
-    ray.init(
+
+@pytest.fixture(scope="module")
+def no_ray() -> Iterator[None]:
+    """This process is connected to no Ray, for modules that start clusters; the session's comes back."""
+    importlib.import_module("aim_tune.engine")
+    was_open = _ray().is_initialized()
+    _ray().shutdown()
+    yield
+    _ray().shutdown()
+    if was_open:
+        _open_ray(tempfile.mkdtemp(prefix="aim_"))
+
+
+def _open_ray(folder: str) -> None:
+    _ray().init(
         num_cpus=2,
         object_store_memory=100 * 2**20,
         include_dashboard=False,
@@ -36,6 +52,7 @@ def ray_session() -> Iterator[None]:
         log_to_driver=False,
         _temp_dir=folder,
     )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ray() -> Any:
+    return importlib.import_module("ray")

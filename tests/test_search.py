@@ -427,7 +427,7 @@ def test_a_killed_driver_resumes_to_the_uninterrupted_result(
     first.process.communicate()
     finished = set(outcome(history_of(first.folder)))
     assert 7 <= len(finished) < len(expected)
-    assert first.gone_after(60) == []
+    assert first.gone_after(120) == []  # the trainers go at once, Ray's agents take up to a minute
 
     second = Started(longer, tmp_path / "killed", temporary=temporary)
     said, _ = second.process.communicate(timeout=180)
@@ -482,7 +482,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
 
 @pytest.mark.kills
 def test_a_search_joins_a_running_cluster_and_leaves_it_running(
-    file: Path, tmp_path: Path, temporary: Path
+    file: Path, tmp_path: Path, temporary: Path, no_ray: None
 ) -> None:
     from ray.cluster_utils import Cluster
 

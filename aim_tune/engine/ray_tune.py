@@ -39,6 +39,8 @@ MAIL_S = 1.0
 """Epochs are sent together, at most once in this many seconds: a report costs about 0.02 s."""
 OBJECT_STORE_MIB = 100
 """Only JSON travels; Ray's default is 30 % of the memory."""
+ORPHAN_S = 10
+"""Seconds; Ray's default of 60 left two processes for over a minute."""
 
 
 class RayTune:

@@ -71,7 +71,7 @@ def test_a_node_with_other_code_is_named_and_how_to_copy_it() -> None:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address(no_ray: None) -> Iterator[str]:
     """A cluster as `ray up` makes it: a head without CPUs, and one worker."""
     from ray.cluster_utils import Cluster
 
