@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft7Validator  # comes with Ray
+from jsonschema import Draft7Validator
 
 from aim_tune.errors import Fault, unknown
 from aim_tune.spec.yaml_io import Located, load_file
