@@ -1,0 +1,89 @@
+"""Proposals: a drawn or searched setting of the study becomes one point per arm.
+
+All arms of a request get the same shared part, those with the add-on the same add-on part. The score
+that a search is told favors neither side. Knows nothing of stages, blocks or streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aim_tune.protocol.sampling import Space, TpeSearch, draw
+from aim_tune.protocol.stages import Propose, Scores, mean
+from aim_tune.spec.request import Point
+from aim_tune.spec.space import Fixed
+from aim_tune.spec.study import BASELINE, Study
+from aim_tune.spec.values import derive_seed
+
+
+def whole_space(study: Study, design: Mapping[str, Any] | None = None) -> Space:
+    """Shared settings and the add-on's, which stand still where explore has chosen a `design`."""
+    addon: Space = study.addon.space if study.addon and study.addon_arms else {}
+    if design is not None:
+        addon = {name: Fixed(value) for name, value in design.items()}
+    shared = {f"shared.{name}": domain for name, domain in study.shared.items()}
+    return {**shared, **{f"addon.{name}": domain for name, domain in addon.items()}}
+
+
+def random_points(study: Study, space: Space, home: str) -> Propose:
+    """Seeded uniform draws."""
+
+    def propose(number: int, results: Sequence[Scores | None]) -> dict[str, Point]:
+        generator = np.random.default_rng(_point_seed(study, home, number))
+        return same_point(study, draw(space, generator))
+
+    return propose
+
+
+def searched_points(
+    study: Study,
+    space: Space,
+    home: str,
+    trials: int,
+    value: Callable[[Study, Scores], float | None],
+    *,
+    start: bool = False,
+) -> Propose:
+    """Proposals by TPE told `value` of each result; the first is the middle if `start`."""
+    search = TpeSearch(space, trials=trials, lag=study.protocol.explore.lag, start_at_middle=start)
+
+    def propose(number: int, results: Sequence[Scores | None]) -> dict[str, Point]:
+        def known(index: int) -> float | None:
+            scores = results[index]
+            assert scores is not None, "the lag holds a request back until this is told"
+            return value(study, scores)
+
+        return same_point(study, search.ask(known, seed=_point_seed(study, home, number)))
+
+    return propose
+
+
+def same_point(study: Study, values: Mapping[str, Any]) -> dict[str, Point]:
+    """One drawn point for all arms of a twin; the backbone alone leaves the add-on part out."""
+    shared = _part(values, "shared.")
+    addon = _part(values, "addon.")
+    return {arm: Point(shared=shared, addon={} if arm == BASELINE else addon) for arm in study.arms}
+
+
+def addon_mean(study: Study, scores: Scores) -> float | None:
+    """Mean of the arms that have the add-on; of all arms where none has."""
+    return mean([scores[arm] for arm in study.addon_arms or study.arms])
+
+
+def even_mean(study: Study, scores: Scores) -> float | None:
+    """Mean of the baseline's score and the add-on arms' mean: favors neither side."""
+    sides = [addon_mean(study, scores)]
+    if BASELINE in scores:
+        sides.append(scores[BASELINE])
+    return mean(sides)
+
+
+def _point_seed(study: Study, home: str, number: int) -> int:
+    return derive_seed(study.protocol.seed, f"{home}/{number}", "point")
+
+
+def _part(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
