@@ -23,8 +23,8 @@ def load(name: str) -> Study:
 
 def test_the_studies_are_there() -> None:
     assert [p.stem for p in STUDIES] == [
-        "aim_image_folder", "aim_mlp_mnist", "aim_resnet20_cifar10", "plugin_example",
-        "published_resnet50_dogs", "quickstart",
+        "aim_image_folder", "aim_mlp_mnist", "aim_resnet20_cifar10", "digits_lr_fixed", "digits_lr_tuned",
+        "plugin_example", "published_resnet50_dogs", "quickstart",
     ]  # fmt: skip
 
 
