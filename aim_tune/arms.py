@@ -90,8 +90,9 @@ def check_points(study: Study, catalog: Catalog, info: DataInfo) -> list[Fault]:
     for design in _designs(addon, entry.settings):
         for arm in study.addon_arms:
             try:
+                own = {**design, "widen_to": 0} if entry.matched.get(arm) == "step_ms" else design
                 with device:
-                    _latch(entry, copy.deepcopy(backbone), arm, design, seed=0, info=info)
+                    _latch(entry, copy.deepcopy(backbone), arm, own, seed=0, info=info)
             except Exception as error:
                 varied = {k: v for k, v in design.items() if not isinstance(addon.space[k], Fixed)}
                 text = f"{_said(error)} (arm {arm}, with {varied or design})"

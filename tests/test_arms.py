@@ -118,6 +118,11 @@ def test_possible_designs_have_no_faults() -> None:
     assert check_points(study({"memory_shape": shapes}), CATALOG, INFO) == []
 
 
+def test_matched_arms_are_tried_before_training_too() -> None:
+    arms = ("baseline", "aim", "wide", "flop_matched", "step_matched", "time_matched")
+    assert check_points(study(arms=arms), CATALOG, INFO) == []
+
+
 def test_impossible_shapes_among_the_options_are_found_before_training() -> None:
     shapes = Choice(([4, 4, 16], [4, 4, 64], [4, 4, 16]))
     (fault,) = check_points(study({"memory_shape": shapes}), CATALOG, INFO)

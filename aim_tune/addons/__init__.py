@@ -93,9 +93,18 @@ ADDONS: dict[str, AddonEntry] = {
             "coordinates": "reads get x and y of each position instead of a memory",
             "noise": "reads get fresh random numbers for each image in training, zeros in evaluation",
             "wide": "no memory: the baseline with more hidden channels, as many parameters as aim",
+            "flop_matched": "no memory: the baseline with more hidden channels, as many FLOPs as aim",
+            "step_matched": "no memory: the baseline widened until a step takes as long as one of aim",
+            "time_matched": "no memory: the baseline trained for as many seconds as aim",
         },
         primary="aim",
         placebo="frozen",
+        matched={
+            "wide": "parameters",
+            "flop_matched": "flops",
+            "step_matched": "step_ms",
+            "time_matched": "seconds",
+        },
     ),
     "published_memory": AddonEntry(
         build="aim_tune.addons.memory:build_published",
@@ -119,6 +128,12 @@ ADDONS: dict[str, AddonEntry] = {
         },
         primary="aim",
         placebo="frozen",
+        confounds={
+            "aim_stride2": "stem stride 2: a quarter of the positions and about a quarter of the FLOPs of "
+            "baseline, which has stride 1",
+            "plain_stride2": "no memory; stem stride 2: a quarter of the positions and of the FLOPs of "
+            "baseline, which has stride 1 (the published control)",
+        },
     ),
 }
 """Name in a study -> row."""

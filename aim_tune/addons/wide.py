@@ -1,4 +1,4 @@
-"""A network with more hidden channels: the control that has as many parameters as an add-on adds.
+"""A network with more hidden channels: controls that cost what an add-on costs, in parameters or in FLOPs.
 
 Widened are the channels between two layers (Conv2d or Linear) with nothing between them but batch norm,
 activations, dropout and pooling, in proportion to what they are: what a block gives to others keeps
@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from aim_tune.addons.dry_run import BATCH, Trace, dry_run
 from aim_tune.errors import AttachError
 
 TOLERANCE = 0.01
-"""Largest accepted share by which the parameters may differ from the target."""
+"""Largest accepted share by which the cost may differ from the target."""
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _PER_CHANNEL = (
@@ -42,23 +43,49 @@ class Chain:
     channels: int
 
 
-def widened(model: nn.Module, parameters: int) -> nn.Module:
-    """`model` itself, with about `parameters` parameters (at most TOLERANCE away).
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """What a network costs and what more channels add."""
 
+    unit: str
+    total: int
+    """Of the network as it is."""
+    weight: Mapping[str, int]
+    """Layer -> cost of one of its weights."""
+    other: int
+    """Cost of one number of a bias or a batch norm."""
+
+
+def widened(
+    model: nn.Module,
+    *,
+    parameters: int | None = None,
+    flops: int | None = None,
+    example_input: Tensor | None = None,
+) -> nn.Module:
+    """`model` itself, widened to about `parameters` parameters or `flops` FLOPs (at most TOLERANCE away).
+
+    Exactly one of the two is given; `flops` are those of one image of `example_input` [B, ...], forward.
     New weights come from torch's global generator. Raises AttachError where there is nothing to widen or
     the number cannot be met.
     """
     chains = hidden_chains(model)
     if not chains:
         raise AttachError(
-            "the arm wide found no hidden channels to add to: no layer of this network feeds just one "
+            "a widened arm found no hidden channels to add to: no layer of this network feeds just one "
             "other layer. Leave this arm out."
         )
-    more = _more(model, chains, parameters)
-    count = _count(model, chains, more)
-    if abs(count - parameters) > TOLERANCE * parameters:
+    if parameters is not None:
+        price, target = parameter_price(model), parameters
+    else:
+        assert flops is not None, "parameters or flops"
+        assert example_input is not None, "flops need an example_input"
+        price, target = flop_price(model, example_input), flops
+    more = _more(model, chains, price, target)
+    count = _cost(model, chains, price, more)
+    if abs(count - target) > TOLERANCE * target:
         raise AttachError(
-            f"the arm wide cannot match {parameters:,} parameters: the nearest is {count:,}. Use another "
+            f"a widened arm cannot match {target:,} {price.unit}: the nearest is {count:,}. Use another "
             "memory_shape or update_width, or leave this arm out."
         )
     for chain, extra in zip(chains, more, strict=True):
@@ -67,13 +94,35 @@ def widened(model: nn.Module, parameters: int) -> nn.Module:
     return model
 
 
+def parameter_price(model: nn.Module) -> Price:
+    """Every number is one parameter."""
+    names = {name: 1 for name, module in model.named_modules() if _plain(module)}
+    total = sum(p.numel() for p in model.parameters())
+    return Price(unit="parameters", total=total, weight=names, other=1)
+
+
+def flop_price(model: nn.Module, example_input: Tensor) -> Price:
+    """A weight costs two FLOPs at each position of its layer's output; norms and biases are not counted."""
+    trace = dry_run(model, example_input)
+    plain = {name: module for name, module in model.named_modules() if _plain(module)}
+    weight = {name: 2 * _positions(module, trace, name) for name, module in plain.items()}
+    return Price(unit="FLOPs", total=trace.flops, weight=weight, other=0)
+
+
+def _positions(module: nn.Module, trace: Trace, name: str) -> int:
+    """Outputs per image and output channel of a layer, over all its runs."""
+    channels = len(module.weight)  # type: ignore[arg-type]
+    shapes = [call.output_shape for call in trace.calls.get(name, [])]
+    return sum(torch.Size(shape).numel() // (BATCH * channels) for shape in shapes)
+
+
 def hidden_chains(model: nn.Module) -> list[Chain]:
     """All channels that can be widened without changing what any other module sees."""
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:
         raise AttachError(
-            f"the arm wide needs a network that torch.fx can trace: {error} Leave this arm out."
+            f"a widened arm needs a network that torch.fx can trace: {error} Leave this arm out."
         ) from error
     modules = dict(model.named_modules())
     uses: dict[str, int] = {}
@@ -116,27 +165,27 @@ def _plain(module: nn.Module | None) -> bool:
     return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1)
 
 
-def _more(model: nn.Module, chains: Sequence[Chain], parameters: int) -> list[int]:
+def _more(model: nn.Module, chains: Sequence[Chain], price: Price, target: int) -> list[int]:
     """Channels to add to each chain: one share of all, then single channels while that comes nearer."""
 
     def at(share: float) -> list[int]:
         return [int(share * c.channels) for c in chains]
 
     low, high = 0.0, 1.0
-    while _count(model, chains, at(high)) < parameters and high < 1e4:
+    while _cost(model, chains, price, at(high)) < target and high < 1e4:
         high *= 2
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (
-            (middle, high) if _count(model, chains, at(middle)) <= parameters else (low, middle)
+            (middle, high) if _cost(model, chains, price, at(middle)) <= target else (low, middle)
         )
     more = at(low)
-    missing = parameters - _count(model, chains, more)
+    missing = target - _cost(model, chains, price, more)
     while True:  # each round adds one channel where it leaves least missing
         best = None
         for i in range(len(chains)):
             tried = [m + (j == i) for j, m in enumerate(more)]
-            left = parameters - _count(model, chains, tried)
+            left = target - _cost(model, chains, price, tried)
             if abs(left) < abs(missing) and (best is None or abs(left) < abs(best[1])):
                 best = (tried, left)
         if best is None:
@@ -144,20 +193,20 @@ def _more(model: nn.Module, chains: Sequence[Chain], parameters: int) -> list[in
         more, missing = best
 
 
-def _count(model: nn.Module, chains: Sequence[Chain], more: Sequence[int]) -> int:
-    """Parameters of the network with `more` channels in each chain."""
+def _cost(model: nn.Module, chains: Sequence[Chain], price: Price, more: Sequence[int]) -> int:
+    """Cost of the network with `more` channels in each chain."""
     wider_in = {c.target: m for c, m in zip(chains, more, strict=True)}
     wider_out = {c.source: m for c, m in zip(chains, more, strict=True)}
-    count = sum(p.numel() for p in model.parameters())
-    count += sum(2 * m * len(c.norms) for c, m in zip(chains, more, strict=True))
+    cost = price.total
+    cost += price.other * sum(2 * m * len(c.norms) for c, m in zip(chains, more, strict=True))
     for name in wider_in.keys() | wider_out.keys():
         layer = model.get_submodule(name)
         out, before, *kernel = layer.weight.shape  # type: ignore[union-attr,misc]
         i, o = wider_in.get(name, 0), wider_out.get(name, 0)
         positions = torch.Size(kernel).numel()
-        count += ((out + o) * (before + i) - out * before) * positions
-        count += o if layer.bias is not None else 0
-    return count
+        cost += price.weight[name] * ((out + o) * (before + i) - out * before) * positions
+        cost += price.other * o if layer.bias is not None else 0
+    return cost
 
 
 def _widen(model: nn.Module, chain: Chain, extra: int) -> None:

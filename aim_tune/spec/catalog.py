@@ -67,6 +67,12 @@ class AddonEntry(Entry):
     """The arm that is the add-on itself, such as aim."""
     placebo: str | None = None
     """The arm that has the same graph without the active part, such as frozen."""
+    matched: Mapping[str, str] = field(default_factory=dict)
+    """Arms without the add-on that cost what `primary` costs: arm -> parameters, flops, step_ms or seconds.
+    The last two are measured by the study: step_ms hands the builder `widen_to` (parameters); seconds
+    trains the backbone for more steps."""
+    confounds: Mapping[str, str] = field(default_factory=dict)
+    """Arms that differ from baseline in more than the add-on: arm -> in what, for the verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import inspect
 
 from aim_tune.addons import ADDONS
 from aim_tune.addons.memory import ARMS, attach
-from aim_tune.addons.memory.attach import _CHOICES, WIDE
+from aim_tune.addons.memory.arms import MATCHED
+from aim_tune.addons.memory.attach import _CHOICES
 
 
 def test_the_settings_of_memory_are_what_attach_takes_with_the_same_defaults() -> None:
@@ -19,4 +20,10 @@ def test_the_settings_of_memory_are_what_attach_takes_with_the_same_defaults() -
 
 
 def test_the_arms_of_memory_are_what_attach_builds() -> None:
-    assert set(ADDONS["memory"].arms) == {*ARMS, WIDE}
+    assert set(ADDONS["memory"].arms) == {*ARMS, *MATCHED}
+    assert tuple(ADDONS["memory"].matched) == MATCHED
+
+
+def test_what_a_row_says_of_single_arms_is_of_its_own_arms() -> None:
+    for row in ADDONS.values():
+        assert {*row.matched, *row.confounds} <= set(row.arms)

@@ -1,21 +1,14 @@
 """AiM (Memory for Artificial Intelligence): a memory that layers read and update blocks rewrite.
 
 `from aim_tune.addons.memory import attach` is useful alone; it needs only torch. `layout` lays memory
-over features, `layers` reads and rewrites it, `plan` decides where, `attach` installs. `published` is the
-network of the article, for reference.
+over features, `layers` reads and rewrites it, `plan` decides where, `attach` installs; `arms` builds
+every arm of a study. `published` is the network of the article, for reference.
 """
 
 from __future__ import annotations
 
-from aim_tune.addons.memory.attach import (
-    ARMS,
-    PRESETS,
-    attach,
-    baseline_state_dict,
-    build,
-    build_published,
-    detach,
-)
+from aim_tune.addons.memory.arms import build, build_published
+from aim_tune.addons.memory.attach import ARMS, PRESETS, attach, baseline_state_dict, detach
 from aim_tune.addons.memory.published import keras_count, published_resnet50
 from aim_tune.addons.memory.report import AttachReport
 

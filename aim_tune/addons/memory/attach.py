@@ -9,7 +9,6 @@ activation checkpointing (layers run outside the forward pass: AttachError).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,6 @@ from aim_tune.addons.memory.layers import (
 )
 from aim_tune.addons.memory.plan import Plan, Reader, Shape, Update, make_plan
 from aim_tune.addons.memory.report import AttachReport
-from aim_tune.addons.wide import widened
 from aim_tune.errors import AttachError, unknown
 
 BANK = "memory_bank"
@@ -61,9 +59,7 @@ ARMS: dict[str, Arm] = {
     "coordinates": Arm(layout="coordinates"),
     "noise": Arm(noise=True),
 }
-"""Arm -> what it does with its memory; `build` knows `wide` as well, which has none."""
-
-WIDE = "wide"
+"""Arm -> what it does with its memory; `arms.build` knows those without one as well."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"memory_shape": (4, 4, 16)},
@@ -227,54 +223,6 @@ def baseline_state_dict(model: nn.Module) -> dict[str, Tensor]:
         for key, value in model.state_dict().items()
         if not key.startswith(f"{BANK}.") and key.rpartition(".")[2] != "mem_weight"
     }
-
-
-def build(
-    backbone: nn.Module, *, arm: str, image_shape: tuple[int, int, int], seed: int, **settings: Any
-) -> nn.Module:
-    """The network of an arm for the table of add-ons: `attach` with images [C, H, W] = image_shape.
-
-    The arm `wide` has no memory: it is the backbone with so many more hidden channels that it has the
-    parameters that `aim` would have with these settings.
-    """
-    given = {"seed": seed, "example_input": torch.zeros(1, *image_shape), **settings}
-    if arm != WIDE:
-        return attach(backbone, arm=arm, **given)[0]
-    target = _parameters(attach(copy.deepcopy(backbone), arm="aim", **given)[0])
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return widened(backbone, target)
-
-
-def build_published(
-    backbone: nn.Module,
-    *,
-    arm: str,
-    image_shape: tuple[int, int, int],
-    seed: int,
-    memory_shape: Sequence[int],
-) -> nn.Module:
-    """An arm of the published comparison, from the same weights and initializers as all others.
-
-    `backbone` is keras_resnet50 with stem_stride 1; the arms with stride 2 change that stride only.
-    Raises AttachError for other backbones and for a memory that does not fit.
-    """
-    stem = getattr(backbone, "conv1", None)
-    if not isinstance(stem, nn.Conv2d) or stem.stride != (1, 1):
-        raise AttachError(
-            "published_memory needs the backbone keras_resnet50 with stem_stride: 1; its arms "
-            "aim_stride2 and plain_stride2 set the other stride themselves."
-        )
-    if arm.endswith("_stride2"):
-        stem.stride = (2, 2)
-    if arm == "plain_stride2":
-        return backbone
-    settings = {
-        **PRESETS["described" if arm == "described" else "published"],
-        "memory_shape": memory_shape,
-        "arm": "frozen" if arm == "frozen" else "aim",
-    }
-    return attach(backbone, seed=seed, example_input=torch.zeros(1, *image_shape), **settings)[0]
 
 
 def _checked(

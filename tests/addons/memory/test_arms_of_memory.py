@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aim_tune.addons import ADDONS
+from aim_tune.addons.dry_run import count_flops
 from aim_tune.addons.memory import attach, baseline_state_dict, build
 from aim_tune.errors import AttachError
 from aim_tune.models import BACKBONES
@@ -170,6 +171,62 @@ def test_wide_has_the_parameters_of_aim_and_starts_as_the_baseline(
     wide = build(backbone(name, **settings), arm="wide", **given).eval()
     assert not hasattr(wide, "memory_bank")
     torch.testing.assert_close(wide(images()), plain.eval()(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("resnet8", {"width": 8}),
+        ("resnet20", {"width": 16}),
+        ("small_cnn", {"width": 16}),
+        ("mlp", {"hidden": 64, "depth": 3}),
+        ("resnet18", {"stem": "small"}),
+    ],
+)
+def test_flop_matched_has_the_flops_of_aim_and_starts_as_the_baseline(
+    name: str, settings: dict[str, Any]
+) -> None:
+    given = {**ADDONS["memory"].defaults(), "image_shape": SHAPE, "seed": 3}
+    if name == "mlp":
+        given["memory_shape"] = [1, 1, 16]
+    nets = {a: build(backbone(name, **settings), arm=a, **given) for a in ("aim", "flop_matched")}
+    aim, matched = (count_flops(net, SHAPE, torch.float32) for net in nets.values())
+    plain = backbone(name, **settings)
+    assert aim > count_flops(plain, SHAPE, torch.float32)
+    assert abs(matched - aim) <= 0.01 * aim
+    assert not hasattr(nets["flop_matched"], "memory_bank")
+    out = nets["flop_matched"].eval()(images())
+    torch.testing.assert_close(out, plain.eval()(images()), rtol=1e-4, atol=1e-5)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_step_matched_is_as_wide_as_the_study_measured() -> None:
+    given = {**ADDONS["memory"].defaults(), "image_shape": SHAPE, "seed": 3, "arm": "step_matched"}
+    plain = parameters(backbone())
+    assert parameters(build(backbone(), widen_to=2 * plain, **given)) == pytest.approx(
+        2 * plain, rel=0.01
+    )
+    assert parameters(build(backbone(), widen_to=plain - 1, **given)) == plain  # never narrower
+    with pytest.raises(
+        AttachError, match="needs widen_to, the number of parameters at which a step"
+    ):
+        build(backbone(), **given)
+
+
+def test_time_matched_is_the_backbone_itself() -> None:
+    plain = backbone()
+    given = {**ADDONS["memory"].defaults(), "image_shape": SHAPE, "seed": 3}
+    assert build(plain, arm="time_matched", **given) is plain
+    assert not hasattr(plain, "memory_bank")
+
+
+def test_an_unknown_arm_is_named() -> None:
+    given = {"memory_shape": (2, 2, 2), "image_shape": SHAPE, "seed": 0}
+    with pytest.raises(AttachError, match="unknown arm 'flop_match'; did you mean 'flop_matched'"):
+        build(backbone(), arm="flop_match", **given)
 
 
 def test_new_channels_of_wide_learn_and_leave_other_layers_alone() -> None:
