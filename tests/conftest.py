@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +43,32 @@ def no_ray() -> Iterator[None]:
     _ray().shutdown()
     if was_open:
         _open_ray(tempfile.mkdtemp(prefix="aim_"))
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[str]:
+    """The URL of an S3 server on this machine."""
+    server = importlib.import_module("moto.server").ThreadedMotoServer("127.0.0.1", port=0)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(_s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a new bucket; the environment tells every process how to reach it."""
+    region = "eu-central-1"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+    name = f"lab-{uuid.uuid4().hex}"
+    importlib.import_module("boto3").client("s3").create_bucket(
+        Bucket=name, CreateBucketConfiguration={"LocationConstraint": region}
+    )
+    return f"s3://{name}"
 
 
 def _open_ray(folder: str) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "aim_tune"
 
 ORDER = [
-    "errors", "spec", "cluster_rules", "ledger", "registry", "stats", "addons", "models", "data",
+    "errors", "storage", "spec", "cluster_rules", "ledger", "ledger_copy", "registry", "stats", "addons", "models", "data",
     "tables", "training", "arms", "twin", "tracking", "reporting", "protocol", "engine", "verbs",
 ]  # fmt: skip
 VERBS = {
@@ -52,9 +52,10 @@ HOMES = {
     "sklearn": {"data/"},
     "rich": {"reporting/"},
     "jsonschema": {"cluster_rules.py"},
+    "fsspec": {"storage.py"},
 }
 TORCH_FREE = [
-    "__init__.py", "errors.py", "ledger.py", "tables.py", "spec/", "stats/", "tracking/",
+    "__init__.py", "errors.py", "storage.py", "ledger.py", "ledger_copy.py", "tables.py", "spec/", "stats/", "tracking/",
     "reporting/", "protocol/", "addons/__init__.py", "models/__init__.py", "data/__init__.py",
 ]  # fmt: skip
 LATE_IMPORTS_ALLOWED = {f"{v}.py" for v in VERBS} | {"engine/ray_tune.py", "__init__.py"}
