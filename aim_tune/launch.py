@@ -1,0 +1,370 @@
+"""One study, from its folder to its verdict: what the verb `search` and `aim_tune.run` share.
+
+Looks at the data and tries every design; locks the folder, opens the engine; declares or resumes; runs;
+decides and writes what is derived from the ledger. Takes plain values, raises UserError and Interrupted,
+prints progress on the console it is given and nothing else. Of the top layer, because it wires: heavy
+libraries are imported where they are needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aim_tune.errors import StudyError, UserError
+
+if TYPE_CHECKING:
+    from aim_tune.data.info import DataInfo
+    from aim_tune.engine.stop import Stop
+    from aim_tune.ledger import History, Ledger
+    from aim_tune.reporting.terminal import Console
+    from aim_tune.spec import Catalog, Study
+    from aim_tune.stats import Verdict
+    from aim_tune.tracking.mirror import Mirror
+
+CLOSE_S = 4.0
+"""How long an interrupted search waits for MLflow."""
+STARVED = 0.6
+"""Below this share of busy slots the summary says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """Where and how a study runs. None of it can change a result."""
+
+    out: Path = Path("results")
+    """Results go to out/NAME."""
+    fork: bool = False
+    """Start a new study, NAME-2, where out/NAME holds another one."""
+    engine: str = "ray"
+    """ray, or in_process: one trial at a time, here."""
+    slots: int | None = None
+    """Trials at a time; None: all that fit."""
+    address: str | None = None
+    """A running Ray cluster."""
+    tracking: str = "on"
+    """MLflow: on (fail early where it cannot be reached), optional, off."""
+    tracking_uri: str | None = None
+    """None: MLFLOW_TRACKING_URI, or sqlite in `out`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run leaves behind."""
+
+    study: Study
+    """As it ran: a fork has a name of its own."""
+    folder: Path
+    history: History
+    verdict: Verdict
+    status: str
+    """finished or failed (protocol.best.study_status)."""
+    paths: dict[str, Path]
+    """What -> the file: report, verdict, study and, where there is one, best."""
+    views: dict[str, str]
+    """Name of a saved view -> its address in MLflow."""
+
+
+def run_study(
+    study: Study,
+    catalog: Catalog,
+    how: How = How(),
+    *,
+    console: Console | None = None,
+    stop: Stop | None = None,
+) -> Outcome:
+    """Run a study to its verdict, or go on with it: the same call again trains nothing twice.
+
+    `console` None: silent. `stop`: signals become Interrupted, see engine.stop; None: they do what
+    they did before. Raises UserError with what to do where anything that was asked cannot be.
+    """
+    from aim_tune.reporting.terminal import Console
+
+    console = console or Console(quiet=True)
+    info = look(study, catalog)
+    study = _forked(study, info, how)
+    folder = how.out.resolve() / study.name
+    return _Run(how=how, study=study, catalog=catalog, info=info, folder=folder,
+                console=console, stop=stop).run()  # fmt: skip
+
+
+def look(study: Study, catalog: Catalog) -> DataInfo:
+    """The data looked at and every design tried; raises what is wrong with them."""
+    from aim_tune.arms import check_points
+    from aim_tune.data.source import check_data
+
+    info = check_data(study.data, catalog)
+    faults = check_points(study, catalog, info)
+    if faults:
+        raise StudyError(faults)
+    return info
+
+
+def _forked(study: Study, info: DataInfo, how: How) -> Study:
+    """The study itself where its folder is free or its own; with --fork, under a free name."""
+    from aim_tune.engine.resume import check_same
+    from aim_tune.ledger import read_history
+
+    for number in range(1, 1000):
+        named = study if number == 1 else replace(study, name=f"{study.name}-{number}")
+        folder = how.out / named.name
+        if not (folder / "ledger.jsonl").is_file():
+            return named
+        history = read_history(folder / "ledger.jsonl")
+        if history.declared is None:
+            return named
+        try:
+            check_same(history, named, info, folder=folder)
+        except UserError:
+            if not how.fork:
+                raise
+        else:
+            return named
+    raise UserError(f"{how.out} holds a thousand forks of {study.name}; choose another --out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One run on one results folder."""
+
+    how: How
+    study: Study
+    catalog: Catalog
+    info: DataInfo
+    folder: Path
+    console: Console
+    stop: Stop | None
+
+    def run(self) -> Outcome:
+        """From the locked folder to the verdict."""
+        from aim_tune.ledger import Ledger
+        from aim_tune.protocol.best import study_status
+
+        with Ledger(self.folder / "ledger.jsonl") as ledger:
+            done = (
+                ledger.history.declared and study_status(self.study, ledger.history) != "unfinished"
+            )
+            if done and not self._grown(ledger.history):
+                with self._tracking(ledger) as mirror:
+                    return self._finish(ledger, mirror)
+            with self._engine() as engine:
+                if self.stop:
+                    self.stop.arm()
+                self._declare(ledger)
+                self._count(ledger.history)  # before the first look
+                with self._tracking(ledger) as mirror:
+                    self._conduct(ledger, engine, mirror)
+                    return self._finish(ledger, mirror)
+
+    def _grown(self, history: History) -> bool:
+        from aim_tune.engine.resume import blocks_then
+
+        return self.study.protocol.blocks > blocks_then(history)
+
+    def _engine(self) -> Any:
+        """The engine asked for, not yet entered."""
+        if self.how.engine == "in_process":
+            from aim_tune.engine import in_process
+
+            return in_process.opened(self.study)
+        if self.study.resources.gpu > 0 and not self.how.address:
+            from aim_tune.twin import prepare
+
+            prepare(self.study.resources)  # says in a second that there is no GPU
+        if self.how.address:
+            from aim_tune.engine import nodes
+
+            return nodes.opened(
+                self.study,
+                address=self.how.address,
+                storage=self.folder,
+                slots=self.how.slots,
+                say=self.console.print,
+            )
+        from aim_tune.engine import ray_tune
+
+        return ray_tune.opened(self.study, slots=self.how.slots)
+
+    def _declare(self, ledger: Ledger) -> None:
+        """The first record of a new study, or that it goes on; study.yaml beside it."""
+        from aim_tune.engine.resume import declaration, other_versions
+        from aim_tune.report import write_whole
+        from aim_tune.spec import dump
+
+        history = ledger.history
+        if history.declared is None:
+            ledger.append(declaration(self.study, self.info))
+        else:
+            self._say_what_is_there(history)
+            ledger.append({"event": "resumed", "node": platform.node(), "pid": os.getpid()})
+            changed = other_versions(history)
+            if changed:
+                self.console.print(f"Versions have changed: {', '.join(changed)}.")
+        if self._grown(history):
+            ledger.append({"event": "extended", "blocks": self.study.protocol.blocks})
+        text = dump(self.study.to_dict(), f"Resolved study {self.study.study_hash}. Do not edit.")
+        write_whole(self.folder / "study.yaml", text)
+
+    def _say_what_is_there(self, history: History) -> None:
+        done = sum(t.done for t in history.trainings.values())
+        self.console.print(f"Going on in {self.folder}: {done} trainings are done.")
+        if history.dropped_bytes:
+            self.console.print(
+                f"The ledger's last line was cut ({history.dropped_bytes} bytes) and dropped."
+            )
+
+    @contextmanager
+    def _tracking(self, ledger: Ledger) -> Iterator[Mirror | None]:
+        """MLflow, kept equal to the ledger; None where it is off."""
+        if self.how.tracking == "off":
+            yield None
+            return
+        from aim_tune.engine.stop import Interrupted
+        from aim_tune.tracking.mirror import Mirror
+
+        mirror = Mirror(
+            folder=self.folder,
+            study=self.study,
+            uri=self.how.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None,
+            required=self.how.tracking == "on",
+            notify=self.console.print,
+        )
+        mirror.start()
+        try:
+            yield mirror
+        except Interrupted:
+            mirror.close(CLOSE_S)
+            raise
+        missing = mirror.close()
+        if missing:
+            self.console.print(missing)
+
+    def _conduct(self, ledger: Ledger, engine: Any, mirror: Mirror | None) -> None:
+        """Run all that is left."""
+        from aim_tune.data.sealed import test_labels
+        from aim_tune.engine.conductor import Conductor
+        from aim_tune.engine.stop import Interrupted
+        from aim_tune.protocol import Machine
+        from aim_tune.reporting.progress import Progress
+        from aim_tune.training.schedules import total_steps
+
+        study, began = self.study, time.time()
+        labels = test_labels(study.data, self.catalog) if study.protocol.confirm else None
+        history = ledger.history
+        listeners = [mirror.event] if mirror else []
+        try:
+            with Progress(study, console=self.console, slots=engine.slots, history=history) as bar:
+                conductor = Conductor(
+                    study,
+                    Machine(study),
+                    ledger,
+                    labels,
+                    [bar.event, *listeners],
+                    allotted_steps=lambda recipe: total_steps(recipe, self.info.train),
+                )
+                engine.run(conductor, study, str(self.folder / "checkpoints"), stop=self.stop)
+        except Interrupted as error:
+            record = ledger.append({"event": "interrupted", "reason": str(error)})
+            for listener in listeners:
+                listener(record)
+            raise
+        self._say_if_starved(history, began, engine.slots)
+
+    def _say_if_starved(self, history: History, began: float, slots: int) -> None:
+        wall = time.time() - began
+        here = [t for t in history.trainings.values()
+                if t.started and t.finished and t.started >= began and not t.reused_from]  # fmt: skip
+        busy = sum(t.finished - t.started for t in here if t.finished and t.started)
+        share = busy / (wall * slots)
+        if wall > 60 and slots > 1 and share < STARVED:
+            self.console.print(
+                f"Only {share * slots:.1f} of {slots} slots were busy on average: requests are few or "
+                "short, or explore.lag is small. Fewer slots would have been as fast."
+            )
+
+    def _finish(self, ledger: Ledger, mirror: Mirror | None) -> Outcome:
+        """Decide, and write everything that is derived from the ledger."""
+        from aim_tune.protocol.best import study_status
+        from aim_tune.reporting.words import sentence
+        from aim_tune.stats import decide
+
+        number = self._count(ledger.history)
+        verdict = decide(self.study, ledger.history, study_number=number)
+        if ledger.history.verdict != verdict.to_dict():
+            record = ledger.append({"event": "verdict", "verdict": verdict.to_dict()})
+            if mirror:
+                mirror.event(record)
+        paths = self._write(ledger.history, verdict)
+        if mirror:
+            mirror.finish(
+                verdict.to_dict(), sentence(verdict), [p for p in paths.values() if p.is_file()]
+            )
+        return Outcome(
+            study=self.study,
+            folder=self.folder,
+            history=ledger.history,
+            verdict=verdict,
+            status=study_status(self.study, ledger.history),
+            paths=paths,
+            views=mirror.views if mirror else {},
+        )
+
+    def _count(self, history: History) -> int | None:
+        """Enter the study and its looks into the registry: it is the nth on this test data. None: it
+        never looks."""
+        from aim_tune.registry import Entry, record, registry_path
+
+        if not self.study.protocol.confirm * self.study.protocol.blocks:
+            return None
+        declared = history.declared or {}
+        entry = Entry(
+            data_digest=declared["data_digest"],
+            study_hash=declared["study_hash"],
+            code_hash=declared["code_hash"],
+            name=self.study.name,
+            folder=str(self.folder),
+            looks=len(history.looks),
+        )
+        return record(registry_path(), entry).number
+
+    def _write(self, history: History, verdict: Verdict) -> dict[str, Path]:
+        """All files that are derived from the ledger: what -> where."""
+        from aim_tune.protocol.importance import importances
+        from aim_tune.report import write_whole
+        from aim_tune.reporting.html import write_report
+
+        paths = {
+            "report": self.folder / "report.html",
+            "verdict": self.folder / "verdict.json",
+            "best": self.folder / "best_config.yaml",
+            "study": self.folder / "study.yaml",
+        }
+        write_whole(paths["verdict"], json.dumps(verdict.to_dict(), indent=2) + "\n")
+        write_report(
+            paths["report"], self.study, history, verdict, importances(self.study, history)
+        )
+        if not self._write_best(paths["best"], history, verdict):
+            del paths["best"]
+        return paths
+
+    def _write_best(self, path: Path, history: History, verdict: Verdict) -> bool:
+        from aim_tune.export import config_text
+        from aim_tune.protocol.best import best_config
+        from aim_tune.report import write_whole
+        from aim_tune.reporting.words import sentence
+
+        words = sentence(verdict)
+        try:
+            best = best_config(self.study, history, verdict.to_dict(), sentence=words)
+        except UserError as error:
+            self.console.print(f"No best_config.yaml: {error}")
+            return False
+        write_whole(path, config_text(best))
+        return True
