@@ -39,8 +39,8 @@ class Storage(Protocol):
     def names(self, folder: str) -> list[str]:
         """Every name below `folder`, sorted."""
 
-    def drop(self, folder: str) -> None:
-        """Forget everything below `folder`."""
+    def drop(self, name: str) -> None:
+        """Forget what is stored under `name` and everything below it."""
 
 
 def open_storage(uri: str | Path) -> Storage:
@@ -87,9 +87,12 @@ class FolderStorage:
         files = [p for p in (self.root / folder).rglob("*") if p.is_file()]
         return sorted(p.relative_to(self.root).as_posix() for p in files if p.name[0] != ".")
 
-    def drop(self, folder: str) -> None:
+    def drop(self, name: str) -> None:
         """See Storage."""
-        shutil.rmtree(self.root / folder, ignore_errors=True)
+        if (self.root / name).is_dir():
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        else:
+            (self.root / name).unlink(missing_ok=True)
 
     def _write(self, name: str, content: bytes, give_name: Any) -> None:
         final = self.root / name
@@ -155,10 +158,10 @@ class ObjectStorage:
         names = (PurePosixPath(path).relative_to(self._root) for path in found)
         return sorted(name.as_posix() for name in names if name.name[0] != ".")
 
-    def drop(self, folder: str) -> None:
+    def drop(self, name: str) -> None:
         """See Storage."""
-        for name in self.names(folder):
-            self._do("delete", name, self._files.rm_file)
+        for each in self.names(name):
+            self._do("delete", each, self._files.rm_file)
 
     def _do(self, verb: str, name: str, action: Any) -> Any:
         try:

@@ -32,7 +32,7 @@ from aim_tune.spec.request import Job, Point, Request
 from aim_tune.spec.study import Plugin, Recipe, Resources, Study
 from aim_tune.spec.values import canonical
 from aim_tune.tables import HOUSE
-from aim_tune.training.checkpoints import CheckpointSlot, FolderStore
+from aim_tune.training.checkpoints import CheckpointSlot, CheckpointStore
 from aim_tune.training.evaluate import predict_test, weights_sha256
 from aim_tune.training.loop import fit
 from aim_tune.training.schedules import total_steps
@@ -105,7 +105,7 @@ def train_arm(
     )
     slot = None
     if store_root is not None:
-        slot = CheckpointSlot(FolderStore(Path(store_root)), request.position, arm, attempt)
+        slot = CheckpointSlot(CheckpointStore(store_root), request.position, arm, attempt)
     trained = task.run(on_measure, slot)
     report({"event": "training_done", **head, "result": trained.result.to_dict()})
     if slot is not None:

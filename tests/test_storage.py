@@ -52,6 +52,13 @@ def test_drop_forgets_what_lies_below_a_folder_and_nothing_beside_it(storage: St
     assert (storage.names("a"), storage.names("ab")) == ([], ["ab/1"])
 
 
+def test_drop_forgets_one_name(storage: Storage) -> None:
+    for name in ("a/1", "a/10"):
+        storage.put(name, b"x")
+    storage.drop("a/1")
+    assert storage.names("a") == ["a/10"]
+
+
 def test_another_opening_sees_what_the_first_wrote_later(storage: Storage) -> None:
     other = open_storage(storage.uri)
     assert other.names("a") == []

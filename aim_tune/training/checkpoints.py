@@ -1,8 +1,8 @@
 """Checkpoints that survive kills: whole or absent, digest-checked, plain types, fenced by attempt.
 
-A file is one line (format and SHA-256) and the payload; it is written under a temporary name, synced
-and renamed. The two newest of an attempt are kept: if the newest is damaged, the one before is used
-and that is said. Reading executes nothing (weights_only). Never Ray checkpoints.
+A file is one line (format and SHA-256) and the payload, in a folder or a bucket (`storage`). The two
+newest of an attempt are kept: if the newest is damaged, the one before is used and that is said.
+Reading executes nothing (weights_only). Never Ray checkpoints.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import pickle
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 
 import torch
 
-from aim_tune.errors import ResourceError
+from aim_tune.storage import open_storage
 
 LOG = logging.getLogger(__name__)
 FORMAT = b"aim_tune checkpoint 1"
@@ -29,30 +27,20 @@ KEPT = 2
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
-class FolderStore:
-    """Bytes under (key, step) in a folder. Keys are relative paths such as block/0/twin/1/aim/1."""
+class CheckpointStore:
+    """Bytes under (key, step) in a folder or bucket. Keys are relative paths: block/0/twin/1/aim/1."""
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    def __init__(self, place: str | Path) -> None:
+        self._storage = open_storage(place)
         self.faults: list[str] = []
         """One line per damaged file that was passed over."""
 
     def put(self, key: str, step: int, content: bytes) -> None:
         """Store durably, then forget all but the newest two; raises ResourceError if it cannot."""
-        folder = self._folder(key)
-        final = folder / f"step-{step:010d}.ckpt"
-        temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_durably(temporary, final, FORMAT + b" " + _digest(content) + b"\n" + content)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise ResourceError(
-                f"cannot write the checkpoint {final}: {error.strerror or error}; "
-                "make room there, then give the same command again"
-            ) from error
-        for old in self._files(key)[KEPT:]:
-            old.unlink(missing_ok=True)
+        name = f"{_safe(key)}/step-{step:010d}.ckpt"
+        self._storage.put(name, FORMAT + b" " + _digest(content) + b"\n" + content)
+        for old in self._names(key)[KEPT:]:
+            self._storage.drop(old)
 
     def latest(self, key: str) -> tuple[int, bytes] | None:
         """(step, content) of the newest whole checkpoint, or None; damaged ones go to `faults`."""
@@ -60,60 +48,48 @@ class FolderStore:
 
     def usable(self, key: str) -> Iterator[tuple[int, bytes]]:
         """All whole checkpoints of the key, newest first."""
-        for path in self._files(key):
-            content = self._read(path)
+        for name in self._names(key):
+            content = self._read(name)
             if content is not None:
-                yield int(path.stem.removeprefix("step-")), content
+                yield int(Path(name).stem.removeprefix("step-")), content
 
     def drop(self, key: str) -> None:
         """Forget everything under the key (and under keys that begin with it and a slash)."""
-        shutil.rmtree(self._folder(key), ignore_errors=True)
+        self._storage.drop(_safe(key))
 
     def note(self, text: str) -> None:
         """Say that something was passed over."""
         LOG.warning(text)
         self.faults.append(text)
 
-    def _folder(self, key: str) -> Path:
-        assert _KEY.fullmatch(key), f"unsafe checkpoint key {key!r}"
-        return self.root / key
+    def _names(self, key: str) -> list[str]:
+        return self._storage.names(_safe(key))[::-1]
 
-    def _files(self, key: str) -> list[Path]:
-        return sorted(self._folder(key).glob("step-*.ckpt"), reverse=True)
-
-    def _read(self, path: Path) -> bytes | None:
-        try:
-            head, _, content = path.read_bytes().partition(b"\n")
-        except FileNotFoundError:  # another attempt dropped it
+    def _read(self, name: str) -> bytes | None:
+        found = self._storage.get(name)
+        if found is None:  # another attempt dropped it
             return None
+        head, _, content = found.partition(b"\n")
         if head == FORMAT + b" " + _digest(content):
             return content
-        self.note(f"checkpoint {path} is damaged; the one before it is used")
+        self.note(f"checkpoint {self._storage.uri}/{name} is damaged; the one before it is used")
         return None
+
+
+def _safe(key: str) -> str:
+    assert _KEY.fullmatch(key), f"unsafe checkpoint key {key!r}"
+    return key
 
 
 def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
 
 
-def _write_durably(temporary: Path, final: Path, content: bytes) -> None:
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, final)
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 @dataclass(frozen=True)
 class CheckpointSlot:
     """Where one attempt of one training saves; it reads what earlier attempts left, never later ones."""
 
-    store: FolderStore
+    store: CheckpointStore
     position: str
     arm: str
     attempt: int

@@ -16,7 +16,7 @@ from aim_tune.data.source import Source, open_source
 from aim_tune.ledger import Measure
 from aim_tune.spec.catalog import Catalog, Entry
 from aim_tune.spec.study import Component, Recipe
-from aim_tune.training.checkpoints import CheckpointSlot, FolderStore
+from aim_tune.training.checkpoints import CheckpointSlot, CheckpointStore
 from aim_tune.training.loop import Outcome, fit
 
 STREAMS = {"order": 11, "augment": 12, "dropout": 13}
@@ -91,7 +91,7 @@ def train(source: Source) -> Callable[..., Trained]:
 
 @pytest.fixture
 def slot(tmp_path: Path) -> Callable[[int], CheckpointSlot]:
-    store = FolderStore(tmp_path / "checkpoints")
+    store = CheckpointStore(tmp_path / "checkpoints")
     return lambda attempt: CheckpointSlot(
         store=store, position="block/0/twin/1", arm="aim", attempt=attempt
     )

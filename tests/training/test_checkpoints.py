@@ -11,28 +11,28 @@ import pytest
 import torch
 
 from aim_tune.errors import ResourceError
-from aim_tune.training.checkpoints import CheckpointSlot, FolderStore
+from aim_tune.training.checkpoints import CheckpointSlot, CheckpointStore
 
 KEY = "block/0/twin/1/aim/1"
 
 
-def files(store: FolderStore) -> list[Path]:
-    return sorted(p for p in store.root.rglob("*") if p.is_file())
+def files(root: Path) -> list[Path]:
+    return sorted(p for p in root.rglob("*") if p.is_file())
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FolderStore:
-    return FolderStore(tmp_path)
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path)
 
 
-def test_the_newest_is_given_and_two_are_kept(store: FolderStore) -> None:
+def test_the_newest_is_given_and_two_are_kept(store: CheckpointStore, tmp_path: Path) -> None:
     for step in (5, 10, 15):
         store.put(KEY, step, b"state %d" % step)
     assert store.latest(KEY) == (15, b"state 15")
-    assert [p.name for p in files(store)] == ["step-0000000010.ckpt", "step-0000000015.ckpt"]
+    assert [p.name for p in files(tmp_path)] == ["step-0000000010.ckpt", "step-0000000015.ckpt"]
 
 
-def test_an_unknown_key_gives_none(store: FolderStore) -> None:
+def test_an_unknown_key_gives_none(store: CheckpointStore) -> None:
     assert store.latest(KEY) is None
 
 
@@ -47,28 +47,31 @@ def test_an_unknown_key_gives_none(store: FolderStore) -> None:
     ids=["cut", "flipped", "empty", "zeroed"],
 )
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
-    store: FolderStore, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+    store: CheckpointStore,
+    damage: Callable[[bytes], bytes],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     store.put(KEY, 5, b"good")
     store.put(KEY, 10, b"newer")
-    newest = files(store)[-1]
+    newest = files(tmp_path)[-1]
     newest.write_bytes(damage(newest.read_bytes()))
     assert store.latest(KEY) == (5, b"good")
     assert "step-0000000010.ckpt is damaged; the one before it is used" in store.faults[0]
     assert "is damaged" in caplog.text
 
 
-def test_two_damaged_checkpoints_give_none(store: FolderStore) -> None:
+def test_two_damaged_checkpoints_give_none(store: CheckpointStore, tmp_path: Path) -> None:
     store.put(KEY, 5, b"good")
     store.put(KEY, 10, b"newer")
-    for path in files(store):
+    for path in files(tmp_path):
         path.write_bytes(b"")
     assert store.latest(KEY) is None
     assert len(store.faults) == 2
 
 
 def test_a_kill_while_writing_leaves_the_old_one_whole(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
         pass
@@ -85,17 +88,25 @@ def test_a_kill_while_writing_leaves_the_old_one_whole(
 
 
 def test_a_full_disk_gives_a_plain_reason_and_no_file(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        ResourceError, match=r"cannot write the checkpoint .*No space left on device"
-    ):
+    with pytest.raises(ResourceError, match=r"cannot write block/0/.*No space left on device"):
         store.put(KEY, 5, b"content")
-    assert files(store) == []
+    assert files(tmp_path) == []
+
+
+def test_a_bucket_keeps_checkpoints_as_a_folder_does(bucket: str) -> None:
+    slot = CheckpointSlot(CheckpointStore(f"{bucket}/run"), "block/0/twin/1", "aim", 1)
+    for step in (5, 10, 15):
+        slot.save(step, {"step": step})
+    later = CheckpointSlot(CheckpointStore(f"{bucket}/run"), "block/0/twin/1", "aim", 2)
+    assert later.load() == {"step": 15}
+    later.drop()
+    assert slot.load() is None
 
 
 def test_drop_forgets_all_attempts_of_one_arm_only(slot: Callable[[int], CheckpointSlot]) -> None:
@@ -109,7 +120,7 @@ def test_drop_forgets_all_attempts_of_one_arm_only(slot: Callable[[int], Checkpo
 
 
 @pytest.mark.parametrize("key", ["../x", "/etc/x", "a/../b", "a//b", "", "a/.hidden", "a\nb"])
-def test_keys_that_could_leave_the_folder_are_refused(store: FolderStore, key: str) -> None:
+def test_keys_that_could_leave_the_folder_are_refused(store: CheckpointStore, key: str) -> None:
     with pytest.raises(AssertionError, match="unsafe checkpoint key"):
         store.put(key, 1, b"")
 
