@@ -37,6 +37,10 @@ class Point:
         return cls(shared=dict(value["shared"]), addon=dict(value["addon"]))
 
 
+Ladder = Sequence[tuple[int, float]]
+"""Rungs of early stopping: (number of the validation pass, the first is 1; least validation accuracy)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One comparison to run: the arms with their points, under one set of streams."""
@@ -51,22 +55,25 @@ class Request:
     """Rotates which arm goes first: number of the request plus that of its block."""
     test: bool = False
     """Confirm pairs also return predictions for the sealed test examples."""
+    stop: Mapping[str, Ladder] = field(default_factory=dict)
+    """Arm -> where its training ends if it is not good enough by then; explore only."""
 
     @property
     def stage(self) -> str:
-        """explore, twin or confirm."""
+        """explore, twin or confirm; export for the re-runs of the best points."""
         parts = self.position.split("/")
-        return parts[0] if parts[0] == "explore" else parts[2]
+        return parts[2] if parts[0] == "block" else parts[0]
 
     @property
     def block(self) -> int | None:
-        """Number of the block; None in explore."""
+        """Number of the block; None outside of blocks."""
         parts = self.position.split("/")
-        return None if parts[0] == "explore" else int(parts[1])
+        return int(parts[1]) if parts[0] == "block" else None
 
     @cached_property
     def content_hash(self) -> str:
-        """Identity of what is asked, whatever its position: only used to find duplicates."""
+        """Identity of what is trained, whatever its position: only used to find duplicates. Ladders do
+        not count: a point that was stopped once is not trained again."""
         arms = {arm: point.to_dict() for arm, point in self.arms.items()}
         return short_hash({"arms": arms, "streams": dict(self.streams), "test": self.test})
 
@@ -78,13 +85,16 @@ class Request:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form. Arms are a list of pairs: their order matters."""
-        return {
+        value = {
             "position": self.position,
             "arms": [[arm, point.to_dict()] for arm, point in self.arms.items()],
             "streams": dict(self.streams),
             "turn": self.turn,
             "test": self.test,
         }
+        if self.stop:
+            value["stop"] = {arm: [list(r) for r in rungs] for arm, rungs in self.stop.items()}
+        return value
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Request:
@@ -95,6 +105,10 @@ class Request:
             streams=dict(value["streams"]),
             turn=value["turn"],
             test=value["test"],
+            stop={
+                arm: tuple((int(number), float(least)) for number, least in rungs)
+                for arm, rungs in value.get("stop", {}).items()
+            },
         )
 
 
