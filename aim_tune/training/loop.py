@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from aim_tune.data.source import Source, Split
 from aim_tune.ledger import Measure
+from aim_tune.spec.request import Ladder
 from aim_tune.spec.study import Recipe
 from aim_tune.spec.values import derive_seed, short_hash
 from aim_tune.training.batches import Batches, augment
@@ -46,7 +47,7 @@ class Outcome:
     """How a training ended; see `ledger.TrainingResult` for the fields of the same name."""
 
     status: str
-    """ok, diverged, oom or timeout."""
+    """ok, diverged, oom, timeout or pruned."""
     detail: str
     steps: int
     allotted_steps: int
@@ -69,12 +70,14 @@ def fit(
     slot: CheckpointSlot | None = None,
     time_limit_s: float | None = None,
     checkpoint_s: float = 60.0,
+    stop: Ladder = (),
 ) -> Outcome:
     """Train the network in place and say how it ended.
 
     `on_measure` gets every validation pass; after a resume, those before it once more. With a `slot`
     the training saves at most every `checkpoint_s` seconds and starts where the slot left off.
-    Streams used: order, augment, dropout. The global random state is left as it was.
+    Streams used: order, augment, dropout. The global random state is left as it was. A training that
+    is below a rung of `stop` ends there as pruned; its last pass ends it anyway and is no rung.
     Exceptions other than out-of-memory propagate.
     """
     model.to(device=device, memory_format=memory_format(recipe))  # type: ignore[call-overload]
@@ -82,6 +85,7 @@ def fit(
         run = _Run(
             model=model, source=source, split=split, recipe=recipe, streams=streams, device=device,
             on_measure=on_measure, slot=slot, time_limit_s=time_limit_s, checkpoint_s=checkpoint_s,
+            rungs=dict(stop),
         )  # fmt: skip
         try:
             run.resume()
@@ -117,6 +121,8 @@ class _Run:
     slot: CheckpointSlot | None
     time_limit_s: float | None
     checkpoint_s: float
+    rungs: Mapping[int, float]
+    """Number of a validation pass -> least accuracy to go on."""
 
     step: int = 0
     seconds: float = 0.0
@@ -221,6 +227,14 @@ class _Run:
         self.measures.append(measure)
         self.kept = _copied(self.model)
         self.on_measure(measure)
+        self.climb(val_accuracy)
+
+    def climb(self, val_accuracy: float) -> None:
+        """Raise _Stop where this pass is a rung and the score too low for it."""
+        least = self.rungs.get(len(self.measures), 0.0)
+        if val_accuracy < least and self.step < self.total:
+            text = f"validation accuracy {val_accuracy:.4f} at step {self.step}, {least:.4f} was needed"
+            raise _Stop("pruned", text)
 
     def validate(self) -> tuple[float, float]:
         """(loss, accuracy) on the validation images; leaves the network in training mode."""

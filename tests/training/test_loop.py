@@ -254,3 +254,50 @@ def test_the_layout_asked_for_reaches_features_and_weights(
         streams={"order": 0, "augment": 0, "dropout": 0}, device=CPU, on_measure=lambda _: None,
     )  # fmt: skip
     assert set(seen) == {channels_last}
+
+
+LADDERED = Recipe(steps=40, batch_size=16, lr=0.02, evaluations=4)
+
+
+def test_a_training_below_a_rung_ends_as_pruned_with_the_score_and_weights_reached(
+    train: Callable, source: Source
+) -> None:
+    whole = train(LADDERED)
+    second = whole.measures[1].val_accuracy
+    trained = train(LADDERED, stop=((1, 0.0), (2, second + 0.001)))
+    outcome = trained.outcome
+    assert (outcome.status, outcome.steps, outcome.allotted_steps) == ("pruned", 20, 40)
+    assert outcome.detail == (
+        f"validation accuracy {second:.4f} at step 20, {second + 0.001:.4f} was needed"
+    )
+    assert outcome.val_accuracy == second
+    assert trained.scores() == whole.scores()[:2]  # the ladder changes nothing before it stops
+    accuracy = validate(trained.model, source, source.split(1).val, recipe=LADDERED, device=CPU)[1]
+    assert accuracy == second
+
+
+@pytest.mark.parametrize(
+    "rungs", [lambda m: ((2, m[1].val_accuracy),), lambda m: ((4, 1.1),), lambda m: ()],
+    ids=["just good enough", "the last pass is no rung", "no ladder"],
+)  # fmt: skip
+def test_a_training_that_is_good_enough_is_the_training_without_a_ladder(
+    train: Callable, rungs: Callable
+) -> None:
+    whole = train(LADDERED)
+    again = train(LADDERED, stop=rungs(whole.measures))
+    assert again.outcome.status == "ok"
+    assert again.scores() == whole.scores()
+    assert weights_sha256(again.model) == weights_sha256(whole.model)
+
+
+def test_a_pruned_training_that_is_resumed_before_its_rung_ends_the_same(
+    train: Callable, slot: Callable[[int], CheckpointSlot]
+) -> None:
+    stop = ((3, 1.1),)
+    whole = train(LADDERED, stop=stop)
+    with pytest.raises(Killed):
+        train(LADDERED, stop=stop, slot=slot(1), checkpoint_s=0.0, on_measure=killed_at(20))
+    again = train(LADDERED, stop=stop, slot=slot(2), checkpoint_s=0.0)
+    assert again.outcome.status == whole.outcome.status == "pruned"
+    assert again.scores() == whole.scores()
+    assert weights_sha256(again.model) == weights_sha256(whole.model)
