@@ -51,9 +51,10 @@ EVENTS = (
 )  # fmt: skip
 """Every event there is; see the table above."""
 
-STATUSES = ("ok", "diverged", "oom", "timeout", "failed")
-"""How a training ended. diverged: the loss became NaN or inf, the score reached is kept.
-oom: out of memory. timeout: time limit. failed: an exception, or three lost attempts."""
+STATUSES = ("ok", "pruned", "diverged", "oom", "timeout", "failed")
+"""How a training ended. diverged: the loss became NaN or inf, the score reached is kept. pruned: stopped
+early in explore, below its arm's ladder; the score reached is kept. oom: out of memory. timeout: time
+limit. failed: an exception, or three lost attempts."""
 
 FAILED = ("failed", "oom")
 """Statuses without a usable score."""
@@ -114,6 +115,8 @@ class TrainingResult:
     """Digest of the final state_dict."""
     predictions: str | None = None
     """Confirm pairs: class per sealed test example, see `pack_ints`."""
+    memory: dict[str, Any] | None = None
+    """First confirm run of the add-on: pictures of what it learned, see addons/pictures.py."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form."""

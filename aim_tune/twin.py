@@ -13,6 +13,7 @@ import os
 import platform
 import socket
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -40,6 +41,8 @@ from aim_tune.training.schedules import total_steps
 Report = Callable[[dict[str, Any]], None]
 """Takes a ledger record (without `time`); returns when it is in good hands."""
 OnMeasure = Callable[[Measure], None]
+ALBUM_IMAGES = 4
+"""Validation images that an add-on's album may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,7 @@ class _Task:
         model = build_arm(study, self.catalog, self.arm, point, streams=request.streams, info=info)
         cost = _cost(study, self.arm, point, model, info.image_shape)
         model = model.to(self.device)
+        album = self.album(model)
         outcome = fit(
             model,
             self.source,
@@ -171,6 +175,7 @@ class _Task:
             slot=slot,
             time_limit_s=study.resources.time_limit_s,
             checkpoint_s=study.resources.checkpoint_s,
+            stop=request.stop.get(self.arm, ()),
         )
         predictions = None
         if request.test and outcome.status != "oom":
@@ -185,9 +190,34 @@ class _Task:
             node=node_name(),
             weights_sha256=weights_sha256(model),
             predictions=predictions,
+            memory=self.pictures(album, model),
             **{name: getattr(outcome, name) for name in _FROM_OUTCOME},
         )
         return Trained(result=result, model=model)
+
+    def album(self, model: nn.Module) -> Any:
+        """What takes pictures of the add-on in its first confirm run; None in any other training."""
+        addon = self.study.addon
+        entry = self.catalog.addons[addon.name] if addon is not None else None
+        if entry is None or (self.arm, self.request.position) != (
+            entry.primary,
+            "block/0/confirm/0",
+        ):
+            return None
+        make = entry.load_album()
+        return None if make is None else make(model)
+
+    def pictures(self, album: Any, model: nn.Module) -> dict[str, Any] | None:
+        """The finished album, with what the network does on the first validation images."""
+        if album is None:
+            return None
+        batch = [self.split.val[:ALBUM_IMAGES]]
+        images, labels = next(iter(self.source.pool_batches(batch, self.device)))
+        try:
+            return album.finish(model, images, labels.tolist()).to_dict()
+        except Exception as error:  # a picture must not cost a training
+            warnings.warn(f"no pictures of {self.arm}: {_reason(error)}", stacklevel=2)
+            return None
 
 
 _FROM_OUTCOME = (

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from aim_tune import twin
+from aim_tune.addons.memory import MemoryAlbum
+from aim_tune.addons.pictures import MemoryPictures
 from aim_tune.errors import DataError, ResourceError
 from aim_tune.ledger import unpack_ints
 from aim_tune.spec import Component, Job, Point, Request, Study, load_study
@@ -74,6 +76,33 @@ def test_every_arm_starts_measures_and_ends_in_the_order_of_its_turn(study: Stud
     assert told == [(arm, event) for arm in ("aim", "frozen", "baseline") for event in once]
     assert {r["result"]["status"] for r in records if r["event"] == "training_done"} == {"ok"}
     assert [r["step"] for r in records if r["event"] == "epoch"] == [3, 6] * 3
+
+
+def test_the_first_confirm_run_of_the_addon_shows_what_its_memory_learned(study: Study) -> None:
+    request = request_for(study, test=True)
+    first, again = results(run(study, request)), results(run(study, request))
+    assert [arm for arm, result in first.items() if result["memory"]] == ["aim"]
+    assert first["aim"]["memory"] == again["aim"]["memory"]
+    shown = MemoryPictures.from_dict(first["aim"]["memory"])
+    assert shown.start.shape == (8, 2, 2)
+    assert shown.figures()["change"] > 0
+    assert len(shown.written) == len(shown.labels) == 4
+    for position in ("block/0/confirm/1", "block/1/confirm/0"):
+        later = results(run(study, replace(request, position=position)))
+        assert not any(result["memory"] for result in later.values())
+    assert not any(r["memory"] for r in results(run(study, request_for(study))).values())
+
+
+def test_an_album_that_fails_costs_no_training(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no film")
+
+    monkeypatch.setattr(MemoryAlbum, "finish", fail)
+    with pytest.warns(UserWarning, match="no pictures of aim: RuntimeError: no film"):
+        done = results(run(study, request_for(study, test=True)))
+    assert (done["aim"]["status"], done["aim"]["memory"]) == ("ok", None)
 
 
 def test_the_order_of_the_arms_and_what_ran_before_change_no_bit(study: Study) -> None:

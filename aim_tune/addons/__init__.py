@@ -105,6 +105,7 @@ ADDONS: dict[str, AddonEntry] = {
             "step_matched": "step_ms",
             "time_matched": "seconds",
         },
+        album="aim_tune.addons.memory:MemoryAlbum",
     ),
     "published_memory": AddonEntry(
         build="aim_tune.addons.memory:build_published",
@@ -134,6 +135,7 @@ ADDONS: dict[str, AddonEntry] = {
             "plain_stride2": "no memory; stem stride 2: a quarter of the positions and of the FLOPs of "
             "baseline, which has stride 1 (the published control)",
         },
+        album="aim_tune.addons.memory:MemoryAlbum",
     ),
 }
 """Name in a study -> row."""

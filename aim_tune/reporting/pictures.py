@@ -1,13 +1,12 @@
 """Which pictures a report shows, in reading order: the numbers are those of the protocol's list.
 
-Each one is drawn from the history alone and left out where the history has no data for it. 12, the
-learned memory, needs tensors that the ledger does not keep.
+Each one is drawn from the history alone and left out where the history has no data for it.
 """
 
 from __future__ import annotations
 
 from aim_tune.ledger import History
-from aim_tune.reporting import plots, plots_cost, plots_detail
+from aim_tune.reporting import plots, plots_cost, plots_detail, plots_memory
 from aim_tune.reporting.plots import Importances, Picture
 from aim_tune.spec.study import Study
 from aim_tune.stats.verdict import Verdict
@@ -29,6 +28,7 @@ def pictures(
         plots_detail.setting_slices(study, history, verdict),  # 9
         plots.learning_curves(study, history),  # 10
         plots_detail.early_ranks(study, history),  # 11
+        plots_memory.learned_memory(study, history),  # 12
         plots_detail.fixed_and_broken(study, history, verdict),  # 13
         plots.budget_ledger(study, verdict),  # 14
     ]

@@ -47,14 +47,18 @@ class Entry:
 
     def load(self) -> Callable[..., Any]:
         """The builder; house builders are imported on first use."""
-        if callable(self.build):
-            return self.build
-        module, _, name = self.build.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return _loaded(self.build)
 
     def defaults(self) -> dict[str, Any]:
         """Defaults of all settings that have one."""
         return {k: s.default for k, s in self.settings.items() if s.default is not REQUIRED}
+
+
+def _loaded(what: str | Callable[..., Any]) -> Callable[..., Any]:
+    if callable(what):
+        return what
+    module, _, name = what.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,13 @@ class AddonEntry(Entry):
     trains the backbone for more steps."""
     confounds: Mapping[str, str] = field(default_factory=dict)
     """Arms that differ from baseline in more than the add-on: arm -> in what, for the verdict."""
+    album: str | Callable[..., Any] | None = None
+    """Takes pictures of what `primary` learned: album(model) before a training, and after it
+    .finish(model, images, labels).to_dict()."""
+
+    def load_album(self) -> Callable[..., Any] | None:
+        """The album's class; None where there is none."""
+        return None if self.album is None else _loaded(self.album)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from aim_tune.addons.memory.arms import build, build_published
 from aim_tune.addons.memory.attach import ARMS, PRESETS, attach, baseline_state_dict, detach
+from aim_tune.addons.memory.pictures import MemoryAlbum
 from aim_tune.addons.memory.published import keras_count, published_resnet50
 from aim_tune.addons.memory.report import AttachReport
 
@@ -16,6 +17,7 @@ __all__ = [
     "ARMS",
     "PRESETS",
     "AttachReport",
+    "MemoryAlbum",
     "attach",
     "baseline_state_dict",
     "build",

@@ -204,7 +204,7 @@ def attach(
 
 def detach(model: nn.Module) -> nn.Module:
     """`model` itself without its memory, with the weights it has now; AttachError if it has none."""
-    bank = _bank_of(model)
+    bank = memory_of(model)
     for module in model.modules():
         if type(module) in READERS.values():
             as_plain(module)
@@ -217,7 +217,7 @@ def detach(model: nn.Module) -> nn.Module:
 
 def baseline_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state_dict without what the memory added: loads into the network before `attach`."""
-    _bank_of(model)
+    memory_of(model)
     return {
         key: value
         for key, value in model.state_dict().items()
@@ -342,7 +342,8 @@ def _install(
     model.register_forward_hook(bank.end)
 
 
-def _bank_of(model: nn.Module) -> MemoryBank:
+def memory_of(model: nn.Module) -> MemoryBank:
+    """The memory of a network; AttachError if it has none."""
     bank = getattr(model, BANK, None)
     if not isinstance(bank, MemoryBank):
         raise AttachError("this network has no memory attached.")
