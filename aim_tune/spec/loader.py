@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,6 +19,7 @@ from aim_tune.spec.catalog import Catalog, Entry, Setting
 from aim_tune.spec.schema import check, check_section, unknown_key
 from aim_tune.spec.study import (
     BASELINE,
+    PLANS,
     Addon,
     Component,
     Explore,
@@ -27,6 +29,7 @@ from aim_tune.spec.study import (
     Resources,
     Study,
 )  # fmt: skip
+from aim_tune.spec.together import Together
 from aim_tune.spec.yaml_io import BAD, Located, load_file, load_value, say
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -125,23 +128,27 @@ class _Reader:
         data = self.component("data", self.catalog.data)
         addon = self.addon()
         arms, protocol = self.arms(addon), self.protocol()
-        self.check_amounts(arms, protocol)
         name, resources = self.name(), self.resources()
         recipe, shared = self.recipe(), self.shared()
-        if self.faults:
-            return None
-        return Study(
+        overrides, declared = self.overrides(arms, shared), self.declared_confounds()
+        unlatched = arms is not BAD and all(arm == BASELINE for arm in arms)
+        study = Study(
             name=name,
             backbone=backbone,
             data=data,
             arms=arms,
             recipe=recipe,
             shared=shared,
-            addon=addon if any(arm != BASELINE for arm in arms) else None,
+            addon=None if unlatched else addon,
             protocol=protocol,
             resources=resources,
             plugins=plugins,
+            overrides=overrides,
+            declared_confounds=declared,
         )
+        entry = self.catalog.addons.get(addon.name) if isinstance(addon, Addon) else None
+        declared = Together(study=study, entry=entry, tree=self.tree, fault=self.fault).check()
+        return None if self.faults else replace(study, declared_confounds=declared)
 
     def get(self, key: str) -> Located | None:
         """A top-level key; None if absent or null."""
@@ -342,8 +349,58 @@ class _Reader:
             explore = Located({}, found.where)
         explore = self.mapping(explore, "protocol.explore")
         trials = check_section(schema.EXPLORE, explore, "protocol.explore", self.fault)
-        values = check_section(schema.PROTOCOL, found, "protocol", self.fault, ignore=("explore",))
-        return Protocol(**values, explore=Explore(**trials))
+        values = check_section(
+            schema.PROTOCOL, found, "protocol", self.fault, ignore=("explore", "plan")
+        )
+        given = {k for k, child in found.value.items() if child.value is not None}
+        sizes = {k: v for k, v in self.plan(found).items() if k not in given}
+        looks = values["looks"] = _tuple(values["looks"]) or ()
+        if looks and looks is not BAD and "blocks" not in given:
+            sizes["blocks"] = looks[-1]
+        budget = values["budget_gpu_hours"] not in (None, BAD)
+        chosen = [k for k in PLANS["default"] if budget and k not in given | set(sizes)]
+        return Protocol(
+            **{**values, **sizes},
+            explore=Explore(**{k: _tuple(v) for k, v in trials.items()}),
+            chosen=tuple(chosen),
+        )
+
+    def plan(self, protocol: Located) -> Mapping[str, int]:
+        """Blocks, twins and confirm of the short form `plan`; nothing where it is not used."""
+        found = protocol.value.get("plan")
+        if found is None or found.value is None:
+            return {}
+        name = check(schema.PLAN, found, "protocol.plan", self.fault)
+        return {} if name is BAD else PLANS[name]
+
+    def overrides(self, arms: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """Arm -> the recipe fields in which it is trained otherwise."""
+        values = {}
+        for arm, child in self.section("overrides").value.items():
+            key = f"overrides.{arm}"
+            if arms is not BAD and arm not in arms:
+                self.fault(child.where, key, unknown("arm", arm, list(arms)))
+            own = self.mapping(child, key)
+            given = check_section(schema.RECIPE, own, key, self.fault, fill=False)
+            for name in [k for k in given if k in shared]:
+                text = f"{name} is searched under shared, the same for all arms; fix it there first"
+                self.fault(own.value[name].where, f"{key}.{name}", text)
+            if given.get("steps") and given.get("epochs"):
+                self.fault(child.where, key, "gives both steps and epochs; keep one")
+            values[arm] = {k: _tuple(v) for k, v in given.items()}
+        return values
+
+    def declared_confounds(self) -> dict[str, Any]:
+        """What was declared -> how the arms differ (empty where only the name is given)."""
+        found = self.get("declared_confounds")
+        if found is not None and isinstance(found.value, dict):
+            text = Setting(kind="str")
+            key = "declared_confounds"
+            return {k: check(text, v, f"{key}.{k}", self.fault) for k, v in found.value.items()}
+        if found is None:
+            return {}
+        names = check(Setting(kind="names"), found, "declared_confounds", self.fault)
+        return {} if names is BAD else dict.fromkeys(names, "")
 
     def resources(self) -> Resources:
         found = self.section("resources")
@@ -354,26 +411,6 @@ class _Reader:
             self.fault(found.value["gpu"].where, "resources.gpu", text)
         return Resources(**values)
 
-    def check_amounts(self, arms: Any, protocol: Protocol) -> None:
-        """Faults of amounts that are fine one by one but not together."""
-        amounts = (protocol.blocks, protocol.twins, protocol.confirm, protocol.explore.trials)
-        if arms is BAD or any(a is BAD for a in amounts):
-            return
-        found = self.section("protocol")
 
-        def at(key: str) -> str:
-            return found.value.get(key, found).where
-
-        if protocol.blocks == 0 and protocol.explore.trials == 0:
-            text = "nothing to run: blocks and explore.trials are both 0; raise one of them"
-            self.fault(at("blocks"), "protocol.blocks", text)
-        if protocol.blocks > 0 and protocol.twins == 0:
-            text = "a block needs at least one twin to choose a point from"
-            self.fault(at("twins"), "protocol.twins", text)
-        compares = BASELINE in arms and len(arms) > 1
-        if compares and protocol.blocks > 0 and protocol.confirm == 0:
-            text = (
-                "a comparison needs at least one confirm pair per block, read on the sealed test "
-                "examples; for plain search set protocol.blocks to 0"
-            )
-            self.fault(at("confirm"), "protocol.confirm", text)
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

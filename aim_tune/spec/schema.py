@@ -16,9 +16,13 @@ from aim_tune.errors import unknown
 from aim_tune.spec.catalog import REQUIRED, Setting
 from aim_tune.spec.space import DOMAIN_KEYS, Choice, Domain, Fixed, IntUniform, Uniform
 from aim_tune.spec.study import (
+    ATTRIBUTIONS,
     AUGMENTS,
+    MOST_TRIALS,
+    OBJECTIVES,
     OPTIMIZERS,
     PACKS,
+    PLANS,
     SCHEDULES,
     TUNABLE,
     Explore,
@@ -75,7 +79,16 @@ RECIPE = _with_defaults(
 )
 SHARED = {key: RECIPE[key] for key in TUNABLE}
 EXPLORE = _with_defaults(
-    Explore, {"trials": _int(0, 10**6), "lag": _int(1, 10**4), "finalists": _int(0, 1000)}
+    Explore,
+    {
+        "trials": _int(0, MOST_TRIALS),
+        "lag": _int(1, 10**4),
+        "finalists": _int(0, 1000),
+        "arms": Setting(kind="names"),
+        "narrow": Setting(kind="bool"),
+        "stopping": Setting(kind="bool"),
+        "objectives": Setting(kind="names", options=OBJECTIVES),
+    },
 )
 PROTOCOL = _with_defaults(
     Protocol,
@@ -85,8 +98,14 @@ PROTOCOL = _with_defaults(
         "confirm": _int(0, 1000),
         "rope_points": _float(0, 100),
         "seed": _int(0),
+        "looks": Setting(kind="shape", low=2, high=1000, optional=True),
+        "budget_gpu_hours": _float(1e-6, optional=True),
+        "search_fraction": _float(0.01, 1),
+        "attribution": Setting(kind="str", options=ATTRIBUTIONS),
     },
 )
+PLAN = Setting(kind="str", options=tuple(PLANS))
+"""protocol.plan, the short form of blocks, twins and confirm."""
 RESOURCES = _with_defaults(
     Resources,
     {
@@ -98,7 +117,7 @@ RESOURCES = _with_defaults(
     },
 )
 SECTIONS = ("name", "backbone", "data", "arms", "recipe", "shared", "addon", "protocol",
-            "resources", "plugins")  # fmt: skip
+            "resources", "plugins", "overrides", "declared_confounds")  # fmt: skip
 """Keys of a study file."""
 HOMES = {
     **dict.fromkeys(RESOURCES, "resources"),
@@ -224,7 +243,8 @@ def _is_kind(setting: Setting, value: Any) -> bool:
         case "str" | "path":
             return isinstance(value, str) and value != ""
         case "shape":
-            return isinstance(value, list) and value != [] and all(map(_is_int, value))
+            full = value != [] or setting.optional
+            return isinstance(value, list) and full and all(map(_is_int, value))
         case "names":
             return isinstance(value, list) and all(isinstance(v, str) for v in value)
     raise AssertionError(f"a row of the catalog has a setting of unknown kind {setting.kind!r}")

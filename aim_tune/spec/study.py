@@ -22,6 +22,19 @@ AUGMENTS = ("flip", "crop", "cutout")
 PACKS = ("twin", "arm")
 FINAL_SEEDS = 3
 """Fresh seeds of every explore finalist."""
+PLANS = {
+    "default": {"blocks": 10, "twins": 5, "confirm": 2},
+    "quick": {"blocks": 6, "twins": 4, "confirm": 1},
+    "full": {"blocks": 20, "twins": 5, "confirm": 2},
+}
+"""Short forms for `protocol: {plan: ...}`; keys that are written out win."""
+ATTRIBUTIONS = ("always", "after_better")
+MOST_TRIALS = 1000
+"""Of explore: TPE takes longer for every trial it has seen (15 ms at 100, 0.2 s at 1,000)."""
+OBJECTIVES = ("val_accuracy", "step_ms", "parameters")
+TIME_MATCHED, STEP_MATCHED = "time_matched", "step_matched"
+MEASURED = (TIME_MATCHED, STEP_MATCHED)
+"""Arms that are made to cost what the primary arm costs, by a measurement of the study itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +107,16 @@ class Explore:
     finalists: int = 0
     """Best designs that are trained again with FINAL_SEEDS fresh seeds before one is chosen: the best of
     many single trainings is partly luck. 0: the best trial's design is taken."""
+    arms: tuple[str, ...] = ()
+    """The arms that explore trains; none named: all of the study's. With fewer, the design is chosen
+    for these alone, and the verdict says so."""
+    narrow: bool = False
+    """After explore the blocks draw shared settings only from where some arm was good."""
+    stopping: bool = False
+    """Bad trials end early: each arm has a ladder of its own, the median of its earlier trials."""
+    objectives: tuple[str, ...] = ("val_accuracy",)
+    """What the search trades off: validation accuracy, and beside it step_ms or parameters (less is
+    better). The design is chosen by accuracy; the trade-offs are shown per arm."""
 
     @property
     def requests(self) -> int:
@@ -115,6 +138,18 @@ class Protocol:
     rope_points: float = 0.5
     """Region of practical equivalence: differences below it do not matter, percentage points."""
     seed: int = 0
+    looks: tuple[int, ...] = ()
+    """Planned looks, in blocks: the study stops at the first that decides. The last is `blocks`."""
+    budget_gpu_hours: float | None = None
+    """Device hours (GPU hours; core hours where trials have no GPU). Chooses blocks, twins and confirm
+    where they are not written out; no block begins that would not fit."""
+    search_fraction: float = 1.0
+    """Share of the recipe's steps that twins are trained for, in every arm; confirm pairs take all."""
+    attribution: str = "always"
+    """after_better: only baseline and the primary arm at first; the others, on the same streams, once
+    the primary arm is better."""
+    chosen: tuple[str, ...] = field(default=(), compare=False)
+    """Keys that the planner has still to choose from budget_gpu_hours. Not part of the written form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +191,39 @@ class Study:
     protocol: Protocol = Protocol()
     resources: Resources = Resources()
     plugins: tuple[Plugin, ...] = ()
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Arm -> recipe fields in which it is trained otherwise. Such differences are confounds."""
+    declared_confounds: Mapping[str, str] = field(default_factory=dict)
+    """In what the arms differ beside the add-on (a recipe field, an arm, anything) -> how, in words."""
+
+    def recipe_of(self, arm: str, shared: Mapping[str, Any]) -> Recipe:
+        """How `arm` is trained at a point with this shared part."""
+        own = {k: _plain(v) for k, v in self.overrides.get(arm, {}).items()}
+        if "steps" in own or "epochs" in own:
+            own = {"steps": None, "epochs": None, **own}
+        return replace(self.recipe.at(shared), **own)
+
+    @property
+    def primary(self) -> str | None:
+        """The arm that is asked about: aim, else the first that is not the baseline."""
+        return "aim" if "aim" in self.addon_arms else next(iter(self.addon_arms), None)
+
+    @property
+    def main_arms(self) -> tuple[str, ...]:
+        """The arms of the first pass: all, or (attribution after_better) baseline and primary."""
+        if self.protocol.attribution == "after_better" and self.compares:
+            return tuple(a for a in self.arms if a in (BASELINE, self.primary))
+        return self.arms
+
+    @property
+    def later_arms(self) -> tuple[str, ...]:
+        """The arms that are trained only after a "better"."""
+        return tuple(a for a in self.arms if a not in self.main_arms)
+
+    @property
+    def explore_arms(self) -> tuple[str, ...]:
+        """The arms that can take part in explore: measured ones need the design that it chooses."""
+        return tuple(a for a in self.main_arms if a not in MEASURED)
 
     @property
     def addon_arms(self) -> tuple[str, ...]:
@@ -189,8 +257,11 @@ class Study:
             space = {k: d.to_json() for k, d in self.addon.space.items()}
             value["addon"] = {"name": self.addon.name, **space}
         value["protocol"] = asdict(self.protocol)
+        value["protocol"].pop("chosen")
         value["resources"] = asdict(self.resources)
         value["plugins"] = [asdict(p) for p in self.plugins]
+        value["overrides"] = self.overrides
+        value["declared_confounds"] = self.declared_confounds
         return _jsonable(value)
 
     @classmethod
@@ -211,9 +282,19 @@ class Study:
             )
             if addon
             else None,
-            protocol=Protocol(**{**protocol, "explore": Explore(**protocol["explore"])}),
+            protocol=Protocol(
+                **{
+                    **{k: _plain(v) for k, v in protocol.items()},
+                    "explore": Explore(**{k: _plain(v) for k, v in protocol["explore"].items()}),
+                }
+            ),
             resources=Resources(**value["resources"]),
             plugins=tuple(Plugin(**p) for p in value["plugins"]),
+            overrides={
+                arm: {k: _plain(v) for k, v in own.items()}
+                for arm, own in value.get("overrides", {}).items()
+            },
+            declared_confounds=dict(value.get("declared_confounds", {})),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -226,14 +307,30 @@ class Study:
             value["resources"].pop(key)
         for plugin in value["plugins"]:
             plugin.pop("source")
-        if not self.protocol.explore.finalists:  # a key that came later: studies keep their hash
-            value["protocol"]["explore"].pop("finalists")
+        _drop_defaults(value["protocol"]["explore"], Explore, LATER_EXPLORE)
+        _drop_defaults(value["protocol"], Protocol, LATER_PROTOCOL)
+        for key in ("overrides", "declared_confounds"):
+            if not value[key]:
+                value.pop(key)
         return value
 
     @property
     def study_hash(self) -> str:
         """Short hash of `identity`."""
         return short_hash(self.identity())
+
+
+LATER_EXPLORE = ("finalists", "arms", "narrow", "stopping", "objectives")
+LATER_PROTOCOL = ("looks", "budget_gpu_hours", "search_fraction", "attribution")
+"""Keys that came after the first version: studies that leave them at their default keep their hash."""
+
+
+def _drop_defaults(value: dict[str, Any], section: type, keys: tuple[str, ...]) -> None:
+    """Remove those of `keys` that are at the default of `section`."""
+    defaults = {f.name: _jsonable(f.default) for f in fields(section)}
+    for key in keys:
+        if value[key] == defaults[key]:
+            value.pop(key)
 
 
 def _component(value: Mapping[str, Any]) -> Component:

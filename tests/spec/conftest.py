@@ -58,9 +58,17 @@ def house() -> Catalog:
                     "update_width": Setting(kind="int", default=16, low=1),
                     "decay": Setting(kind="float", default=0.5, low=0, high=1),
                 },
-                arms={"aim": "learned", "frozen": "random", "no_update": "learned, never written"},
+                arms={
+                    "aim": "learned",
+                    "frozen": "random",
+                    "no_update": "learned, never written",
+                    "time_matched": "the backbone for as many seconds",
+                    "half_size": "smaller images",
+                },
                 primary="aim",
                 placebo="frozen",
+                matched={"time_matched": "seconds"},
+                confounds={"half_size": "half the resolution"},
             )
         },
     )

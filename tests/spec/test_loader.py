@@ -147,7 +147,7 @@ def test_the_limits_cover_exactly_the_fields_of_a_study() -> None:
         (Recipe, schema.RECIPE),
         (Explore, schema.EXPLORE),
         (Resources, schema.RESOURCES),
-        (Protocol, {**schema.PROTOCOL, "explore": None}),
+        (Protocol, {**schema.PROTOCOL, "explore": None, "chosen": None}),
     ):
         assert {f.name for f in fields(section)} == set(settings)
     assert set(schema.RECIPE) == set(RECIPE_FIELDS)
@@ -200,7 +200,8 @@ def test_five_different_faults_are_all_reported_with_their_lines(load: Load) -> 
         "known: adam, adamw, sgd",
         "study.yaml:9: addon.kernel_size: expected one of 1, 3, 5, found the number 2",
         "study.yaml:11: protocol.block: unknown key 'block'; did you mean 'blocks'? "
-        "known: blocks, confirm, explore, rope_points, seed, twins",
+        "known: attribution, blocks, budget_gpu_hours, confirm, explore, looks, plan, rope_points, "
+        "search_fraction, seed, twins",
     ]
 
 
@@ -300,7 +301,8 @@ addon: {name: memory} ==> addon: [memory]
 addon: {name: memory} ==> arms: [baseline, aim]
     5: arms: the arm 'aim' needs an add-on: add a section addon: {name: ...}
 addon: {name: memory} ==> addon: {name: memory}\narms: [baseline, frozn]
-    6: arms: unknown arm 'frozn'; did you mean 'frozen'? known: aim, baseline, frozen, no_update
+    6: arms: unknown arm 'frozn'; did you mean 'frozen'? known: aim, baseline, frozen,
+    half_size, no_update, time_matched
 addon: {name: memory} ==> addon: {name: memory}\narms:\n- baseline\n- ai
     8: arms: unknown arm 'ai'
 addon: {name: memory} ==> addon: {name: memory}\narms: [aim, aim]
@@ -320,15 +322,15 @@ addon: {name: memory} ==> addon: {name: memory}\nprotocol: {explore: 8}
 addon: {name: memory} ==> addon: {name: memory}\nprotocol: {explore: {trials: 8, lag: 0}}
     6: protocol.explore.lag: expected a whole number from 1 to 10,000, found 0
 addon: {name: memory} ==> addon: {name: memory}\nprotocol: {trials: 8}
-    6: protocol.trials: unknown key 'trials'; known: blocks, confirm, explore, rope_points, seed,
-    twins; trials belongs under protocol.explore
+    6: protocol.trials: unknown key 'trials'; known: attribution, blocks, budget_gpu_hours, confirm,
+    explore, looks, plan, rope_points, search_fraction, seed, twins; trials belongs under protocol.explore
 addon: {name: memory} ==> addon: {name: memory}\nresources: {gpu: 1.5}
     6: resources.gpu: expected a share of one GPU (such as 0.5) or a whole number, found 1.5
 addon: {name: memory} ==> addon: {name: memory}\nresources: {pack: twins}
     6: resources.pack: unknown pack 'twins'; did you mean 'twin'?
 addon: {name: memory} ==> addon: {name: memory}\nblocks: 3
-    6: blocks: unknown key 'blocks'; known: addon, arms, backbone, data, name, plugins, protocol,
-    recipe, resources, shared; blocks belongs under protocol
+    6: blocks: unknown key 'blocks'; known: addon, arms, backbone, data, declared_confounds, name,
+    overrides, plugins, protocol, recipe, resources, shared; blocks belongs under protocol
 addon: {name: memory} ==> addon: {name: memory}\n<<: {a: 1}
     6: <<: unknown key '<<'
 {name: tiny} ==> {name: tiny, width: {choice: [8, 16]}}
