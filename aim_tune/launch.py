@@ -12,7 +12,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from aim_tune.data.info import DataInfo
     from aim_tune.engine.stop import Stop
     from aim_tune.ledger import History, Ledger
+    from aim_tune.ledger_copy import LedgerCopy
     from aim_tune.reporting.terminal import Console
     from aim_tune.spec import Catalog, Study
     from aim_tune.stats import Verdict
+    from aim_tune.storage import Storage
     from aim_tune.tracking.mirror import Mirror
 
 CLOSE_S = 4.0
@@ -49,6 +52,10 @@ class How:
     """Trials at a time; None: all that fit."""
     address: str | None = None
     """A running Ray cluster."""
+    storage: str | None = None
+    """Folder or bucket that all machines of a cluster share: checkpoints go there, the results too, and
+    the ledger's copy, from which a new head goes on. None: $AIM_TUNE_STORAGE, or the storage of the
+    cluster file this head was started with; without any, all stays in `out`."""
     tracking: str = "on"
     """MLflow: on (fail early where it cannot be reached), optional, off."""
     tracking_uri: str | None = None
@@ -89,10 +96,11 @@ def run_study(
 
     console = console or Console(quiet=True)
     info = look(study, catalog)
-    study = _forked(study, info, how)
+    storage = _storage(how)
+    study, copy = _forked(study, info, how, storage)
     folder = how.out.resolve() / study.name
     return _Run(how=how, study=study, catalog=catalog, info=info, folder=folder,
-                console=console, stop=stop).run()  # fmt: skip
+                console=console, stop=stop, storage=storage, copy=copy).run()  # fmt: skip
 
 
 def look(study: Study, catalog: Catalog) -> DataInfo:
@@ -107,26 +115,49 @@ def look(study: Study, catalog: Catalog) -> DataInfo:
     return info
 
 
-def _forked(study: Study, info: DataInfo, how: How) -> Study:
-    """The study itself where its folder is free or its own; with --fork, under a free name."""
+def _storage(how: How) -> Storage | None:
+    """What the machines share, if anything was named; it is tried, so that a typo is said at once."""
+    from aim_tune.storage import open_storage
+
+    uri = how.storage or os.environ.get("AIM_TUNE_STORAGE")
+    if not uri and how.address:
+        from aim_tune.engine.nodes import storage_of_the_cluster
+
+        uri = storage_of_the_cluster()
+    if not uri:
+        return None
+    storage = open_storage(uri)
+    probe = f".probe-{uuid.uuid4().hex}"
+    storage.put(probe, b"")
+    storage.drop(probe)
+    return storage
+
+
+def _forked(
+    study: Study, info: DataInfo, how: How, storage: Storage | None
+) -> tuple[Study, LedgerCopy | None]:
+    """The study itself where its folder is free or its own; with --fork, under a free name. And the
+    ledger's copy in the storage, which the folder's ledger then equals."""
     from aim_tune.engine.resume import check_same
     from aim_tune.ledger import read_history
+    from aim_tune.ledger_copy import LedgerCopy
 
     for number in range(1, 1000):
         named = study if number == 1 else replace(study, name=f"{study.name}-{number}")
         folder = how.out / named.name
+        copy = LedgerCopy(folder / "ledger.jsonl", storage, named.name) if storage else None
         if not (folder / "ledger.jsonl").is_file():
-            return named
+            return named, copy
         history = read_history(folder / "ledger.jsonl")
         if history.declared is None:
-            return named
+            return named, copy
         try:
             check_same(history, named, info, folder=folder)
         except UserError:
             if not how.fork:
                 raise
         else:
-            return named
+            return named, copy
     raise UserError(f"{how.out} holds a thousand forks of {study.name}; choose another --out")
 
 
@@ -141,6 +172,8 @@ class _Run:
     folder: Path
     console: Console
     stop: Stop | None
+    storage: Storage | None = None
+    copy: LedgerCopy | None = None
 
     def run(self) -> Outcome:
         """From the locked folder to the verdict."""
@@ -180,11 +213,12 @@ class _Run:
             prepare(self.study.resources)  # says in a second that there is no GPU
         if self.how.address:
             from aim_tune.engine import nodes
+            from aim_tune.storage import open_storage
 
             return nodes.opened(
                 self.study,
                 address=self.how.address,
-                storage=self.folder,
+                storage=self.storage or open_storage(self.folder),
                 slots=self.how.slots,
                 say=self.console.print,
             )
@@ -259,6 +293,9 @@ class _Run:
         labels = test_labels(study.data, self.catalog) if study.protocol.confirm else None
         history = ledger.history
         listeners = [mirror.event] if mirror else []
+        if self.copy:
+            self.copy.flush()
+            listeners.append(self.copy.event)
         try:
             with Progress(study, console=self.console, slots=engine.slots, history=history) as bar:
                 conductor = Conductor(
@@ -269,13 +306,18 @@ class _Run:
                     [bar.event, *listeners],
                     allotted_steps=lambda recipe: total_steps(recipe, self.info.train),
                 )
-                engine.run(conductor, study, str(self.folder / "checkpoints"), stop=self.stop)
+                engine.run(conductor, study, self._checkpoints(), stop=self.stop)
         except Interrupted as error:
             record = ledger.append({"event": "interrupted", "reason": str(error)})
             for listener in listeners:
                 listener(record)
             raise
         self._say_if_starved(history, began, engine.slots)
+
+    def _checkpoints(self) -> str:
+        if self.storage:
+            return f"{self.storage.uri}/{self.study.name}/checkpoints"
+        return str(self.folder / "checkpoints")
 
     def _say_if_starved(self, history: History, began: float, slots: int) -> None:
         wall = time.time() - began
@@ -302,6 +344,7 @@ class _Run:
             if mirror:
                 mirror.event(record)
         paths = self._write(ledger.history, verdict)
+        self._share(paths)
         if mirror:
             mirror.finish(
                 verdict.to_dict(), sentence(verdict), [p for p in paths.values() if p.is_file()]
@@ -315,6 +358,18 @@ class _Run:
             paths=paths,
             views=mirror.views if mirror else {},
         )
+
+    def _share(self, paths: Mapping[str, Path]) -> None:
+        """Copy the ledger's end and the pages made from it to the storage."""
+        if not (self.storage and self.copy):
+            return
+        self.copy.flush()
+        for path in paths.values():
+            self.storage.put(f"{self.study.name}/{path.name}", path.read_bytes())
+        if self.copy.behind:
+            self.console.print(
+                f"The ledger's copy in {self.storage.uri} is behind: give the same command again."
+            )
 
     def _count(self, history: History) -> int | None:
         """Enter the study and its looks into the registry: it is the nth on this test data. None: it

@@ -86,16 +86,15 @@ class LedgerCopy:
 
     def _read(self) -> tuple[bytes, int]:
         """The whole copy, and the number of the segment that comes next."""
-        parts: list[bytes] = []
-        for number, name in enumerate(self._storage.names(self._folder)):
-            content = self._storage.get(name) or b""
-            if name != self._name(number) or _opened(content) is None:
+        names = self._storage.names(self._folder)
+        parts = [_opened(content) for content in self._storage.get_all(names)]
+        for number, (name, lines) in enumerate(zip(names, parts, strict=True)):
+            if name != self._name(number) or lines is None:
                 raise LedgerError(
                     f"segment {number} of the ledger's copy {self._storage.uri}/{self._folder} is missing "
                     "or damaged. Put it back, or move the copy away: what came after it is then run again."
                 )
-            parts.append(_opened(content) or b"")
-        return b"".join(parts), len(parts)
+        return b"".join(lines for lines in parts if lines), len(parts)
 
 
 def gather(storage: Storage, name: str, folder: Path) -> list[str]:

@@ -74,6 +74,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--slots", type=int, metavar="N", help="trials at a time (all that fit)")
     p.add_argument("--address", help="a running Ray cluster: auto, or HOST:PORT")
     p.add_argument(
+        "--storage",
+        metavar="PLACE",
+        help="folder or s3://BUCKET/PREFIX that all machines share: checkpoints, a copy of the ledger and "
+        "the results (on a cluster: metadata.storage of its file; also AIM_TUNE_STORAGE)",
+    )
+    p.add_argument(
         "--fail-unless",
         choices=VERDICTS,
         metavar="VERDICT",
@@ -133,7 +139,8 @@ def _search(args: argparse.Namespace, stop: Stop) -> int:
         show_plan(study, look(study, catalog), console, effect=args.effect, slots=args.slots)
         return EXIT_DONE
     how = How(out=args.out, fork=args.fork, engine=args.engine, slots=args.slots,
-              address=args.address, tracking=args.tracking, tracking_uri=args.tracking_uri)  # fmt: skip
+              address=args.address, storage=args.storage, tracking=args.tracking,
+              tracking_uri=args.tracking_uri)  # fmt: skip
     outcome = run_study(study, catalog, how, console=console, stop=stop)
     _show(outcome, console)
     return _exit_code(outcome, args.fail_unless)

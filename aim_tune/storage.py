@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -36,6 +38,9 @@ class Storage(Protocol):
     def get(self, name: str) -> bytes | None:
         """The content; None where there is none."""
 
+    def get_all(self, names: Sequence[str]) -> list[bytes]:
+        """The contents, in this order; at once where the place can. Raises where one is missing."""
+
     def names(self, folder: str) -> list[str]:
         """Every name below `folder`, sorted."""
 
@@ -58,8 +63,8 @@ class FolderStorage:
     """A folder, on this machine's disk or on one that several machines mount."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        self.uri = str(root)
+        self.root = Path(root).expanduser().absolute()  # workers have other current folders
+        self.uri = str(self.root)
 
     def put(self, name: str, content: bytes) -> None:
         """See Storage."""
@@ -81,6 +86,10 @@ class FolderStorage:
             return None
         except OSError as error:
             raise _unreachable(self.uri, "read", name, error) from error
+
+    def get_all(self, names: Sequence[str]) -> list[bytes]:
+        """See Storage."""
+        return [_there(self.get(name), name, self.uri) for name in names]
 
     def names(self, folder: str) -> list[str]:
         """See Storage."""
@@ -110,7 +119,8 @@ class FolderStorage:
         except OSError as error:
             raise _unreachable(self.uri, "write", name, error) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 class ObjectStorage:
@@ -152,6 +162,16 @@ class ObjectStorage:
         except FileNotFoundError:
             return None
 
+    def get_all(self, names: Sequence[str]) -> list[bytes]:
+        """See Storage."""
+        paths = [str(self._root / name) for name in names]
+        found = self._do(
+            "read", "", lambda root: self._files.cat(paths, on_error="omit") if paths else {}
+        )
+        return [
+            _there(found.get(path), name, self.uri) for path, name in zip(paths, names, strict=True)
+        ]
+
     def names(self, folder: str) -> list[str]:
         """See Storage."""
         found = self._do("list", folder, self._files.find)
@@ -167,7 +187,7 @@ class ObjectStorage:
         try:
             return action(str(self._root / name))
         except (FileNotFoundError, FileExistsError):
-            if verb == "write" and not self._there():
+            if verb == "write" and not self._bucket_is_there():
                 raise ResourceError(
                     f"cannot write to {self.uri}: there is no such bucket"
                 ) from None
@@ -177,8 +197,14 @@ class ObjectStorage:
                 raise FileExistsError(name) from None
             raise _unreachable(self.uri, verb, name, error) from error
 
-    def _there(self) -> bool:
+    def _bucket_is_there(self) -> bool:
         return bool(self._files.exists(self._root.parts[0]))
+
+
+def _there(content: bytes | None, name: str, uri: str) -> bytes:
+    if content is None:
+        raise _unreachable(uri, "read", name, FileNotFoundError("it is not there any more"))
+    return content
 
 
 def _taken(error: Exception) -> bool:

@@ -31,6 +31,15 @@ def test_what_was_put_is_given_and_a_second_put_replaces_it(storage: Storage) ->
     assert storage.get("a/b/1") == b"second \x00\xff"
 
 
+def test_many_are_given_in_the_order_asked(storage: Storage) -> None:
+    for number in range(3):
+        storage.put(f"a/{number}", b"%d" % number)
+    assert storage.get_all(["a/2", "a/0", "a/1"]) == [b"2", b"0", b"1"]
+    assert storage.get_all([]) == []
+    with pytest.raises(ResourceError, match=r"cannot read a/9 .*not there any more"):
+        storage.get_all(["a/0", "a/9"])
+
+
 def test_a_name_is_created_once(storage: Storage) -> None:
     assert storage.create("segments/1", b"mine")
     assert not storage.create("segments/1", b"theirs")

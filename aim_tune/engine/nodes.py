@@ -1,7 +1,7 @@
 """The engine on a cluster: `ray_tune`, once every node has been looked at.
 
-Before the first training each node reads a probe in the results folder and hashes its code: without a
-shared folder a training that lost its node begins anew, and two versions of the code must not mix.
+Before the first training each node reads a probe in the storage and hashes its code: without a shared
+storage a training that lost its node begins anew, and two versions of the code must not mix.
 A cluster of `ray up` that has no room yet is not too small: its autoscaler starts machines for trials
 that wait, so slots are counted from the machines it may start. Nodes that join later are not probed.
 """
@@ -25,6 +25,7 @@ from aim_tune.engine.resume import code_hashes
 from aim_tune.errors import ResourceError
 from aim_tune.spec.study import Resources, Study
 from aim_tune.spec.values import short_hash
+from aim_tune.storage import Storage, open_storage
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """What `ray up` leaves on the head, in JSON: the cluster file as the autoscaler reads it."""
@@ -39,12 +40,12 @@ def opened(
     study: Study,
     *,
     address: str,
-    storage: Path,
+    storage: Storage,
     slots: int | None = None,
     say: Callable[[str], object] = print,
     bootstrap: Path = BOOTSTRAP,
 ) -> Iterator[RayTune]:
-    """The engine on the cluster at `address`, whose nodes share the folder `storage` and the code.
+    """The engine on the cluster at `address`, whose nodes share `storage` and the code.
 
     Raises ResourceError, with what to do, where the cluster is not there, can never hold a trial, or
     a node cannot read `storage` or has other code.
@@ -55,6 +56,12 @@ def opened(
             raise ResourceError(too_small(study.resources))
         check_nodes(storage)
         yield RayTune(min(slots or most, most))
+
+
+def storage_of_the_cluster(bootstrap: Path = BOOTSTRAP) -> str | None:
+    """metadata.storage of the cluster file that started this head; None where this is no such head."""
+    storage = _autoscaler(bootstrap).get("metadata", {}).get("storage")
+    return storage if isinstance(storage, str) else None
 
 
 def _autoscaler(bootstrap: Path) -> dict[str, Any]:
@@ -109,27 +116,26 @@ def _alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def check_nodes(storage: Path) -> None:
+def check_nodes(storage: Storage) -> None:
     """Raise ResourceError unless every node reads `storage` and has the code of this process."""
-    storage.mkdir(parents=True, exist_ok=True)
     word = uuid.uuid4().hex
-    probe = storage / f".probe_{word}"
-    probe.write_text(word)
+    probe = f".probe-{word}"
+    storage.put(probe, word.encode())
     try:
-        asked = [_ask(node["NodeID"], str(probe)) for node in _alive()]
+        asked = [_ask(node["NodeID"], storage.uri, probe) for node in _alive()]
         answers = [_answer(reference) for reference in asked]
     finally:
-        probe.unlink(missing_ok=True)
-    judge([answer for answer in answers if answer], word=word, storage=storage)
+        storage.drop(probe)
+    judge([answer for answer in answers if answer], word=word, storage=storage.uri)
 
 
-def judge(answers: Sequence[Mapping[str, str]], *, word: str, storage: Path) -> None:
+def judge(answers: Sequence[Mapping[str, str]], *, word: str, storage: str) -> None:
     """Raise ResourceError where a node did not read `word` or has other code than this process."""
     blind = sorted(a["host"] for a in answers if a["word"] != word)
     if blind:
         raise ResourceError(
-            f"{', '.join(blind)} cannot read {storage}: give --out a folder on a disk that all nodes "
-            "share (metadata.storage of the cluster file)."
+            f"{', '.join(blind)} cannot read {storage}{_why(answers)}: give --storage a folder on a disk "
+            "that all nodes share, or s3://BUCKET/PREFIX (metadata.storage of the cluster file)."
         )
     code = short_hash(code_hashes())
     other = sorted(a["host"] for a in answers if a["code"] != code)
@@ -140,9 +146,14 @@ def judge(answers: Sequence[Mapping[str, str]], *, word: str, storage: Path) -> 
         )
 
 
-def _ask(node_id: str, probe: str) -> Any:
+def _why(answers: Sequence[Mapping[str, str]]) -> str:
+    reasons = sorted({a["reason"] for a in answers if a.get("reason")})
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
+def _ask(node_id: str, storage: str, probe: str) -> Any:
     where = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-    return _look.options(scheduling_strategy=where).remote(probe)
+    return _look.options(scheduling_strategy=where).remote(storage, probe)
 
 
 def _answer(reference: Any) -> dict[str, str] | None:
@@ -158,10 +169,12 @@ def _answer(reference: Any) -> dict[str, str] | None:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _look(probe: str) -> dict[str, str]:
+def _look(storage: str, probe: str) -> dict[str, str]:
     """On a node: what it reads in the probe, and its code."""
+    word, reason = b"", ""
     try:
-        word = Path(probe).read_text()
-    except OSError:
-        word = ""
-    return {"host": platform.node(), "word": word, "code": short_hash(code_hashes())}
+        word = open_storage(storage).get(probe) or b""
+    except ResourceError as error:
+        reason = str(error)
+    code = short_hash(code_hashes())
+    return {"host": platform.node(), "word": word.decode(), "code": code, "reason": reason}

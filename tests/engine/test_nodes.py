@@ -14,6 +14,7 @@ from aim_tune.engine.resume import code_hashes
 from aim_tune.errors import ResourceError
 from aim_tune.spec.study import Resources
 from aim_tune.spec.values import short_hash
+from aim_tune.storage import open_storage
 
 AWS: dict[str, Any] = {
     "provider": {"type": "aws"},
@@ -55,19 +56,35 @@ def answer(host: str, **other: str) -> dict[str, str]:
 
 
 def test_nodes_that_see_the_storage_and_have_the_code_pass() -> None:
-    nodes.judge([answer("head"), answer("worker1")], word="w", storage=Path("/s"))
+    nodes.judge([answer("head"), answer("worker1")], word="w", storage="/s")
 
 
 def test_a_node_that_cannot_read_the_storage_is_named_and_the_key_to_set() -> None:
     with pytest.raises(
-        ResourceError, match=r"^worker1 cannot read /s: give --out .*metadata\.storage"
+        ResourceError, match=r"^worker1 cannot read /s: give --storage .*metadata\.storage"
     ):
-        nodes.judge([answer("head"), answer("worker1", word="")], word="w", storage=Path("/s"))
+        nodes.judge([answer("head"), answer("worker1", word="")], word="w", storage="/s")
+
+
+def test_why_a_node_cannot_read_a_bucket_is_said() -> None:
+    with pytest.raises(
+        ResourceError, match=r"^worker1 cannot read s3://b \(no credentials\): give"
+    ):
+        nodes.judge(
+            [answer("worker1", word="", reason="no credentials")], word="w", storage="s3://b"
+        )
+
+
+def test_the_storage_of_the_cluster_file_is_found_on_its_head(tmp_path: Path) -> None:
+    head = tmp_path / "bootstrap"
+    assert nodes.storage_of_the_cluster(head) is None
+    head.write_text(json.dumps({"metadata": {"storage": "/mnt/shared/aim_tune"}}))
+    assert nodes.storage_of_the_cluster(head) == "/mnt/shared/aim_tune"
 
 
 def test_a_node_with_other_code_is_named_and_how_to_copy_it() -> None:
     with pytest.raises(ResourceError, match=r"^worker2 has other code .*`ray up -y FILE`"):
-        nodes.judge([answer("worker2", code="x"), answer("head")], word="w", storage=Path("/s"))
+        nodes.judge([answer("worker2", code="x"), answer("head")], word="w", storage="/s")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +102,9 @@ def address(no_ray: None) -> Iterator[str]:
 def test_every_node_of_a_real_cluster_is_asked_and_the_probe_removed(
     address: str, tmp_path: Path, lab: Any
 ) -> None:
-    with nodes.opened(lab.study(), address=address, storage=tmp_path, bootstrap=tmp_path) as engine:
+    with nodes.opened(
+        lab.study(), address=address, storage=open_storage(tmp_path), bootstrap=tmp_path
+    ) as engine:
         assert engine.slots == 1
         assert len(nodes._alive()) == 2
     assert list(tmp_path.iterdir()) == []
@@ -97,7 +116,7 @@ def test_room_that_the_autoscaler_can_make_counts(address: str, tmp_path: Path, 
     config.write_text(json.dumps(AWS))
     needy = lab.replace(lab.study(), resources=Resources(cpu=1, gpu=1))
     with nodes.opened(
-        needy, address=address, storage=tmp_path, bootstrap=config, say=said.append
+        needy, address=address, storage=open_storage(tmp_path), bootstrap=config, say=said.append
     ) as engine:
         assert engine.slots == 2
     assert "the autoscaler starts one" in said[0]
@@ -108,6 +127,6 @@ def test_room_that_nobody_can_make_is_refused(address: str, tmp_path: Path, lab:
     needy = lab.replace(lab.study(), resources=Resources(cpu=1, gpu=1))
     with (
         pytest.raises(ResourceError, match=r"1 GPUs \(resources\.cpu, resources\.gpu\)"),
-        nodes.opened(needy, address=address, storage=tmp_path, bootstrap=tmp_path),
+        nodes.opened(needy, address=address, storage=open_storage(tmp_path), bootstrap=tmp_path),
     ):
         pass
