@@ -57,7 +57,7 @@ HOMES = {
     "fsspec": {"storage.py"},
 }
 TORCH_FREE = [
-    "__init__.py", "errors.py", "storage.py", "ledger.py", "ledger_copy.py", "tables.py", "spec/", "stats/", "tracking/",
+    "__init__.py", "errors.py", "storage.py", "ledger/", "ledger_copy.py", "tables.py", "spec/", "stats/", "tracking/",
     "reporting/", "protocol/", "addons/__init__.py", "models/__init__.py", "data/__init__.py",
 ]  # fmt: skip
 LATE_IMPORTS_ALLOWED = {f"{v}.py" for v in VERBS} | {"engine/ray_tune.py", "__init__.py"}

@@ -397,3 +397,18 @@ def test_bits_survive_packing_and_are_small():
         assert np.array_equal(unpack_bits(pack_bits(bits)), bits)
     assert len(pack_bits(np.ones(10_000, dtype=bool))) < 60
     assert len(pack_ints(np.zeros(10_000, dtype=np.int64))) < 80
+
+
+def test_what_a_power_cut_may_not_take_is_synced_and_little_else(path, monkeypatch):
+    """Trainings and looks are; what would be asked or trained again alike is not: it costs 2 ms each."""
+    synced = []
+    with Ledger(path) as ledger:
+        monkeypatch.setattr(os, "fsync", lambda handle: synced.append(handle))
+        for record in (
+            asked("block/0/confirm/0", test=True), started("block/0/confirm/0", "aim"),
+            epoch("block/0/confirm/0", "aim", 10),
+        ):  # fmt: skip
+            ledger.append(record)
+        assert synced == []
+        ledger.append(finished("block/0/confirm/0", "aim"))
+        assert len(synced) == 1
