@@ -204,12 +204,14 @@ class Conductor:
         """End a training that was lost too often, without a score."""
         training = self._training(position, arm)
         last = training.curve[-1] if training.curve else None
+        granted = self.history.requests[position].steps.get(arm)
+        recipe = self._study.recipe_of(arm, training.point.shared, granted)
         result = TrainingResult(
             arm=arm,
             status="failed",
             detail=f"lost {ATTEMPTS} times; at last: {reason}",
             steps=last.step if last else 0,
-            allotted_steps=self._allotted_steps(self._study.recipe.at(training.point.shared)),
+            allotted_steps=self._allotted_steps(recipe),
         )
         self._write(
             {

@@ -46,7 +46,8 @@ class Request:
     """One comparison to run: the arms with their points, under one set of streams."""
 
     position: str
-    """`explore/12`, `block/3/twin/2` or `block/3/confirm/0`: identifies the request in the study."""
+    """`explore/12`, `match/0`, `block/3/twin/2` or `block/3/confirm/0`: identifies the request in the
+    study. `after/3/twin/2` trains more arms on the streams of `block/3/twin/2`."""
     arms: Mapping[str, Point]
     """Arm -> point, in the order of the study."""
     streams: Mapping[str, int]
@@ -57,25 +58,28 @@ class Request:
     """Confirm pairs also return predictions for the sealed test examples."""
     stop: Mapping[str, Ladder] = field(default_factory=dict)
     """Arm -> where its training ends if it is not good enough by then; explore only."""
+    steps: Mapping[str, int] = field(default_factory=dict)
+    """Arm -> optimizer steps, where they are not the recipe's."""
 
     @property
     def stage(self) -> str:
-        """explore, twin or confirm; export for the re-runs of the best points."""
+        """explore, match, twin or confirm; export for the re-runs of the best points."""
         parts = self.position.split("/")
-        return parts[2] if parts[0] == "block" else parts[0]
+        return parts[2] if parts[0] in ("block", "after") else parts[0]
 
     @property
     def block(self) -> int | None:
         """Number of the block; None outside of blocks."""
         parts = self.position.split("/")
-        return int(parts[1]) if parts[0] == "block" else None
+        return int(parts[1]) if parts[0] in ("block", "after") else None
 
     @cached_property
     def content_hash(self) -> str:
         """Identity of what is trained, whatever its position: only used to find duplicates. Ladders do
         not count: a point that was stopped once is not trained again."""
         arms = {arm: point.to_dict() for arm, point in self.arms.items()}
-        return short_hash({"arms": arms, "streams": dict(self.streams), "test": self.test})
+        value = {"arms": arms, "streams": dict(self.streams), "test": self.test}
+        return short_hash({**value, "steps": dict(self.steps)} if self.steps else value)
 
     def arm_order(self) -> tuple[str, ...]:
         """The arms, rotated by `turn`: no arm is always first (first pays for cold caches)."""
@@ -94,6 +98,8 @@ class Request:
         }
         if self.stop:
             value["stop"] = {arm: [list(r) for r in rungs] for arm, rungs in self.stop.items()}
+        if self.steps:
+            value["steps"] = dict(self.steps)
         return value
 
     @classmethod
@@ -109,6 +115,7 @@ class Request:
                 arm: tuple((int(number), float(least)) for number, least in rungs)
                 for arm, rungs in value.get("stop", {}).items()
             },
+            steps=dict(value.get("steps", {})),
         )
 
 

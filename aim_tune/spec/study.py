@@ -196,9 +196,11 @@ class Study:
     declared_confounds: Mapping[str, str] = field(default_factory=dict)
     """In what the arms differ beside the add-on (a recipe field, an arm, anything) -> how, in words."""
 
-    def recipe_of(self, arm: str, shared: Mapping[str, Any]) -> Recipe:
-        """How `arm` is trained at a point with this shared part."""
+    def recipe_of(self, arm: str, shared: Mapping[str, Any], steps: int | None = None) -> Recipe:
+        """How `arm` is trained at a point with this shared part; `steps` if a request grants others."""
         own = {k: _plain(v) for k, v in self.overrides.get(arm, {}).items()}
+        if steps is not None:
+            own = {k: v for k, v in own.items() if k != "epochs"} | {"steps": steps}
         if "steps" in own or "epochs" in own:
             own = {"steps": None, "epochs": None, **own}
         return replace(self.recipe.at(shared), **own)
