@@ -8,15 +8,18 @@ the URL), `status` (nodes and studies), `fetch` (a study's results). All else is
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +29,8 @@ PAGES = {"MLflow": 5000, "Ray dashboard": 8265}
 UI_WAIT_S = 90.0
 """The longest wait for a page to answer through the tunnel."""
 RAY = "ray"
+FETCHED = "~/.aim_tune/fetched"
+"""Where on the head results are gathered before they are copied home."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,7 +53,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("name", metavar="NAME", help="the study's name")
     one.add_argument("--to", type=Path, default=Path("results"), metavar="DIR",
                      help="goes to DIR/NAME (results)")  # fmt: skip
-    one = verbs.add_parser("progress", help="on the head: how far the studies in a folder are")
+    one = verbs.add_parser("progress", help="on the head: how far the studies in a storage are")
+    one.add_argument("storage", metavar="STORAGE")
+    one = verbs.add_parser("gather", help="on the head: copy a study's results out of a storage")
+    one.add_argument("storage", metavar="STORAGE")
+    one.add_argument("name", metavar="NAME")
     one.add_argument("folder", type=Path, metavar="FOLDER")
     return p
 
@@ -69,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status(args.file)
         if args.verb == "fetch":
             return fetch(args.file, args.name, args.to)
-        return progress(args.folder)
+        if args.verb == "gather":
+            return gather(args.storage, args.name, args.folder)
+        return progress(args.storage)
     except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -129,14 +140,18 @@ def fetch(file: Path, name: str, to: Path) -> int:
     """Copy STORAGE/name to to/name, without checkpoints (rsync_exclude of the file)."""
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"{name!r} is not the name of a study; `cluster status {file}` lists them")
-    source, target = f"{_storage(file)}/{name}", to / name
+    storage, target = _storage(file), to / name
+    source = f"{FETCHED}/{name}"
+    _on_head(
+        file,
+        f"python3 -m aim_tune.cluster gather {shlex.quote(storage)} {shlex.quote(name)} {source}",
+    )
     target.mkdir(parents=True, exist_ok=True)
     failed = _run([_ray(), "rsync-down", str(file), f"{source}/", f"{target}/"])[1]
-    if failed or not any(target.iterdir()):
+    if failed:
         if not any(target.iterdir()):
             target.rmdir()
-        text = f"{source} could not be copied; `cluster status {file}` lists the studies that are there"
-        raise UserError(f"{text}. The last lines:\n{failed}" if failed else text)
+        raise UserError(f"{source} of the head could not be copied. The last lines:\n{failed}")
     best = target / "best_config.yaml"
     print(f"{target} is here: {', '.join(sorted(p.name for p in target.iterdir()))}")
     if best.is_file():
@@ -144,23 +159,42 @@ def fetch(file: Path, name: str, to: Path) -> int:
     return EXIT_DONE
 
 
-def progress(folder: Path) -> int:
-    """One line per study below `folder`, from its ledger."""
+def gather(place: str, name: str, folder: Path) -> int:
+    """Copy a study's ledger and pages from a storage into a folder of this machine."""
+    from aim_tune import ledger_copy
+    from aim_tune.storage import open_storage
+
+    print("\n".join(ledger_copy.gather(open_storage(place), name, folder.expanduser())))
+    return EXIT_DONE
+
+
+def progress(place: str) -> int:
+    """One line per study in a storage, from its ledger."""
+    from aim_tune.ledger_copy import gather, studies
+    from aim_tune.storage import open_storage
+
+    storage = open_storage(place)
+    for name in studies(storage):
+        with tempfile.TemporaryDirectory() as folder:
+            gather(storage, name, Path(folder))
+            print(f"{name}: {_how_far(Path(folder) / 'ledger.jsonl')}")
+    return EXIT_DONE
+
+
+def _how_far(ledger: Path) -> str:
     from aim_tune.ledger import read_history
     from aim_tune.protocol.best import study_status
     from aim_tune.spec import Study
 
-    for ledger in sorted(folder.glob("*/ledger.jsonl")):
-        history = read_history(ledger)
-        if history.declared is None:
-            continue
-        study = Study.from_dict(history.declared["study"])
-        done = sum(t.done for t in history.trainings.values())
-        age = max(0, round(time.time() - ledger.stat().st_mtime))
-        word = str(history.verdict["verdict"]) if history.verdict else "no verdict yet"
-        print(f"{ledger.parent.name}: {study_status(study, history)}, {done} trainings done, {word}, "
-              f"last record {age} s ago")  # fmt: skip
-    return EXIT_DONE
+    history = read_history(ledger)
+    study = Study.from_dict((history.declared or {})["study"])
+    done = sum(t.done for t in history.trainings.values())
+    word = str(history.verdict["verdict"]) if history.verdict else "no verdict yet"
+    with ledger.open("rb") as lines:
+        last = json.loads(deque(lines, maxlen=1)[0])
+    age = max(0, round(time.time() - last["time"]))
+    status = study_status(study, history)
+    return f"{status}, {done} trainings done, {word}, last record {age} s ago"
 
 
 def _storage(file: Path) -> str:

@@ -126,7 +126,7 @@ def read(path: Path, *, folder: Path | None = None) -> tuple[Cluster | None, lis
 
 
 def storage_of(cluster: Cluster) -> str | None:
-    """metadata.storage: the folder that all nodes share."""
+    """metadata.storage: the folder or bucket that all nodes share."""
     return cluster.get("metadata.storage", str)
 
 
@@ -331,19 +331,17 @@ def _mounts(c: Cluster) -> None:
 
 
 def _storage(c: Cluster) -> None:
-    """One folder that all nodes share."""
+    """One folder or bucket that all nodes share."""
     storage = storage_of(c)
     if not storage:
         text = (
-            "is missing; name a folder on a disk that all nodes share, such as /mnt/shared/aim_tune"
+            "is missing; name what all nodes share: a folder on a network disk, such as "
+            "/mnt/shared/aim_tune, or s3://BUCKET/PREFIX"
         )
         return c.fault("metadata.storage", text)
-    if not storage.startswith("/"):
-        return c.fault(
-            "metadata.storage",
-            f"{storage}: only a mounted folder can be used so far; mount the disk or the bucket "
-            "and give its absolute path",
-        )
+    if not re.match(r"/|s3://[^/]+/.", storage):
+        text = f"{storage}: give the absolute path of a mounted folder, or s3://BUCKET/PREFIX"
+        return c.fault("metadata.storage", text)
     if re.match(r"/(tmp|root|home|var/tmp|dev/shm)(/|$)", storage):
         c.fault("metadata.storage", f"{storage} is on each node's own disk; use a shared mount")
     for command in c.commands("head_start_ray_commands"):

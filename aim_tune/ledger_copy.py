@@ -33,18 +33,17 @@ class LedgerCopy:
     """
 
     def __init__(self, path: Path, storage: Storage, name: str) -> None:
-        self._path, self._storage = path, storage
-        self._folder = f"{name}/ledger"
+        self._path, self._storage, self._study = path, storage, name
         self.behind = False
         """Whether the last attempt to copy failed."""
-        copy, self._number = self._read()
+        copy, self._number = read_copy(storage, name)
         self._copied = len(copy)
         here = _whole_lines(path.read_bytes()) if path.exists() else b""
         if copy.startswith(here) and len(copy) > len(here):
             _replace(path, copy)
         elif not here.startswith(copy):
             raise LedgerError(
-                f"{path} and its copy {storage.uri}/{self._folder} differ from line "
+                f"{path} and its copy {storage.uri}/{name}/ledger differ from line "
                 f"{_first_difference(here, copy)} on: they belong to two runs of the study. Move one of "
                 "them away, or give --fork."
             )
@@ -57,7 +56,7 @@ class LedgerCopy:
     def flush(self) -> None:
         """Copy whole lines that are not there yet. Raises LockedError, see the class."""
         while new := self._new():
-            name = self._name(self._number)
+            name = _segment(self._study, self._number)
             try:
                 stored = new if self._storage.create(name, _sealed(new)) else self._stored(name)
             except ResourceError as error:
@@ -67,7 +66,7 @@ class LedgerCopy:
                 return
             if not new.startswith(stored):  # shorter, if an answer of the storage was lost earlier
                 raise LockedError(
-                    f"another search writes to {self._storage.uri}/{self._folder}; end one of the two, "
+                    f"another search writes to {self._storage.uri}/{self._study}/ledger; end one of the two, "
                     "then give the same command again"
                 )
             self._number, self._copied = self._number + 1, self._copied + len(stored)
@@ -81,35 +80,49 @@ class LedgerCopy:
     def _stored(self, name: str) -> bytes:
         return _opened(self._storage.get(name) or b"") or b"damaged"
 
-    def _name(self, number: int) -> str:
-        return f"{self._folder}/{number:08d}"
 
-    def _read(self) -> tuple[bytes, int]:
-        """The whole copy, and the number of the segment that comes next."""
-        names = self._storage.names(self._folder)
-        parts = [_opened(content) for content in self._storage.get_all(names)]
-        for number, (name, lines) in enumerate(zip(names, parts, strict=True)):
-            if name != self._name(number) or lines is None:
-                raise LedgerError(
-                    f"segment {number} of the ledger's copy {self._storage.uri}/{self._folder} is missing "
-                    "or damaged. Put it back, or move the copy away: what came after it is then run again."
-                )
-        return b"".join(lines for lines in parts if lines), len(parts)
+def read_copy(storage: Storage, name: str) -> tuple[bytes, int]:
+    """The copied ledger of study `name`, b"" where there is none, and the number of its segments.
+
+    Raises LedgerError naming the first segment that is missing or damaged.
+    """
+    folder = f"{name}/ledger"
+    names = storage.names(folder)
+    parts = [_opened(content) for content in storage.get_all(names)]
+    for number, (found, lines) in enumerate(zip(names, parts, strict=True)):
+        if found != _segment(name, number) or lines is None:
+            raise LedgerError(
+                f"segment {number} of the ledger's copy {storage.uri}/{folder} is missing or damaged. Put "
+                "it back, or move the copy away: what came after it is then run again."
+            )
+    return b"".join(lines for lines in parts if lines), len(parts)
+
+
+def studies(storage: Storage) -> list[str]:
+    """Names of the studies that have a ledger in the storage."""
+    end = _segment("", 0)
+    return [name.removesuffix(end) for name in storage.names("") if name.endswith(end)]
 
 
 def gather(storage: Storage, name: str, folder: Path) -> list[str]:
-    """Bring a study's results from the storage into `folder`, without checkpoints: the names written.
+    """Bring a study's ledger and pages from the storage into `folder`: the names written, sorted.
 
-    Raises LedgerError where the storage has no study of this name.
+    Raises LedgerError where the storage has no study of this name, or its copy is damaged.
     """
-    LedgerCopy(folder / "ledger.jsonl", storage, name)
-    files = [n for n in storage.names(name) if n.count("/") == name.count("/") + 1]
-    for file in files:
-        _replace(folder / Path(file).name, storage.get(file) or b"")
-    written = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    if not written:
-        raise LedgerError(f"the storage {storage.uri} has no study {name}")
-    return written
+    ledger, segments = read_copy(storage, name)
+    if not segments:
+        known = ", ".join(studies(storage)) or "none"
+        raise LedgerError(f"the storage {storage.uri} has no study {name}; it has: {known}")
+    pages = [n for n in storage.names(name) if n.count("/") == name.count("/") + 1]
+    contents = dict(zip(pages, storage.get_all(pages), strict=True))
+    files = {"ledger.jsonl": ledger, **{Path(n).name: c for n, c in contents.items()}}
+    for file, content in files.items():
+        _replace(folder / file, content)
+    return sorted(files)
+
+
+def _segment(study: str, number: int) -> str:
+    return f"{study}/ledger/{number:08d}"
 
 
 def _sealed(lines: bytes) -> bytes:

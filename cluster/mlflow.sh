@@ -1,6 +1,6 @@
 #!/bin/sh
 # MLflow on the head, at http://127.0.0.1:5000 of the head only; started once, however often it is run.
-#     sh mlflow.sh /mnt/shared/aim_tune
+#     sh mlflow.sh /mnt/shared/aim_tune        (or s3://BUCKET/PREFIX)
 # The database is on the head's own disk (sqlite on a network disk can be damaged), the artifacts
 # beside the storage. A lost head costs no record: the ledger fills a new store (docs/cluster.md).
 set -eu
@@ -16,8 +16,9 @@ assert direct.open("http://127.0.0.1:5000/health", timeout=5).read() == b"OK"' 2
 }
 
 health && exit 0
-mkdir -p "$HOME/mlflow" "$storage/mlartifacts"
-STORE=sqlite:///$HOME/mlflow/mlflow.db ARTIFACTS=$storage/mlartifacts \
+mkdir -p "$HOME/mlflow"
+case $storage in /*) mkdir -p "$storage/mlartifacts" ;; esac
+STORE=${STORE:-sqlite:///$HOME/mlflow/mlflow.db} ARTIFACTS=$storage/mlartifacts \
     setsid nohup sh "$here/../mlflow/serve.sh" >"$HOME/mlflow/serve.log" 2>&1 </dev/null &
 tries=0
 until health; do

@@ -13,7 +13,9 @@ import pytest
 
 from aim_tune import cluster
 from aim_tune.ledger import Ledger
+from aim_tune.ledger_copy import LedgerCopy
 from aim_tune.spec import load_study
+from aim_tune.storage import open_storage
 from aim_tune.tables import HOUSE
 
 FILE = "metadata: {storage: /mnt/shared/aim_tune}\n"
@@ -98,16 +100,22 @@ def test_status_of_a_cluster_that_is_down_names_the_command_that_starts_it(
     assert f"is the cluster up? ray up -y {file}\nno route to host" in capsys.readouterr().err
 
 
-def test_fetch_copies_the_study_and_says_how_to_retrain(
+def test_fetch_gathers_the_study_on_the_head_copies_it_and_says_how_to_retrain(
     file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    notes = ray_that(tmp_path, monkeypatch, "open(args[3] + 'best_config.yaml', 'w').write('x')")
+    body = (
+        "print('aim-tune-output-begins\\naim-tune-output-ends')\n"
+        "args[0] == 'exec' or open(args[3] + 'best_config.yaml', 'w').write('x')"
+    )
+    notes = ray_that(tmp_path, monkeypatch, body)
     to = tmp_path / "home"
     assert cluster.main(["fetch", str(file), "mine", "--to", str(to)]) == 0
-    assert notes.read_text() == f"rsync-down|{file}|/mnt/shared/aim_tune/mine/|{to / 'mine'}/\n"
+    gathered, copied = notes.read_text().splitlines()
+    assert "cluster gather /mnt/shared/aim_tune mine ~/.aim_tune/fetched/mine" in gathered
+    assert copied == f"rsync-down|{file}|~/.aim_tune/fetched/mine/|{to / 'mine'}/"
     assert f"python -m aim_tune.retrain {to / 'mine' / 'best_config.yaml'}" in (
         capsys.readouterr().out
     )
@@ -121,7 +129,7 @@ def test_a_failed_fetch_leaves_no_empty_folder(
 ) -> None:
     ray_that(tmp_path, monkeypatch, "sys.exit(1)")
     assert cluster.main(["fetch", str(file), "mine", "--to", str(tmp_path / "home")]) == 2
-    assert "lists the studies that are there" in capsys.readouterr().err
+    assert "the head does not answer" in capsys.readouterr().err
     assert not (tmp_path / "home" / "mine").exists()
 
 
@@ -195,10 +203,18 @@ def test_progress_tells_how_far_each_study_is(
 ) -> None:
     root = Path(__file__).resolve().parents[1]
     study, _ = load_study(root / "search_spaces" / "quickstart.yaml", HOUSE)
-    with Ledger(tmp_path / "mine" / "ledger.jsonl") as ledger:
-        ledger.append({"event": "declared", "study": study.to_dict(), "study_hash": "x"})
-    assert cluster.main(["progress", str(tmp_path)]) == 0
+    ledger_file = tmp_path / "head/ledger.jsonl"
+    copy = LedgerCopy(ledger_file, open_storage(tmp_path / "shared"), "mine")
+    with Ledger(ledger_file) as ledger:
+        copy.event(
+            ledger.append({"event": "declared", "study": study.to_dict(), "study_hash": "x"})
+        )
+    assert cluster.main(["progress", str(tmp_path / "shared")]) == 0
     said = capsys.readouterr().out
     assert re.fullmatch(
         r"mine: unfinished, 0 trainings done, no verdict yet, last record \d+ s ago\n", said
     )
+    assert cluster.main(["gather", str(tmp_path / "shared"), "mine", str(tmp_path / "home")]) == 0
+    assert (tmp_path / "home/ledger.jsonl").read_bytes() == ledger_file.read_bytes()
+    assert cluster.main(["gather", str(tmp_path / "shared"), "other", str(tmp_path / "no")]) == 2
+    assert "has no study other; it has: mine" in capsys.readouterr().err

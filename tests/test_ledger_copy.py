@@ -157,5 +157,6 @@ def test_gather_brings_ledger_and_pages_but_no_checkpoints(
 
 
 def test_gather_names_a_study_that_is_not_there(tmp_path: Path, storage: FolderStorage) -> None:
-    with pytest.raises(LedgerError, match="has no study nothing"):
+    filled(tmp_path / "head/ledger.jsonl", storage)
+    with pytest.raises(LedgerError, match=r"has no study nothing; it has: s$"):
         gather(storage, "nothing", tmp_path / "home")
