@@ -28,11 +28,10 @@ from aim_tune.data.source import Source, Split, open_source
 from aim_tune.errors import ResourceError
 from aim_tune.ledger import Measure, TrainingResult, pack_ints
 from aim_tune.spec.catalog import Catalog
-from aim_tune.spec.plugins import load_plugins
 from aim_tune.spec.request import Job, Point, Request
-from aim_tune.spec.study import Plugin, Recipe, Resources, Study
+from aim_tune.spec.study import Recipe, Resources, Study
 from aim_tune.spec.values import canonical
-from aim_tune.tables import HOUSE
+from aim_tune.tables import catalog_of
 from aim_tune.training.checkpoints import CheckpointSlot, CheckpointStore
 from aim_tune.training.evaluate import predict_test, weights_sha256
 from aim_tune.training.loop import fit
@@ -130,7 +129,8 @@ class _Task:
 
     @property
     def recipe(self) -> Recipe:
-        return self.study.recipe.at(self.request.arms[self.arm].shared)
+        shared = self.request.arms[self.arm].shared
+        return self.study.recipe_of(self.arm, shared, self.request.steps.get(self.arm))
 
     def run(self, on_measure: OnMeasure, slot: CheckpointSlot | None) -> Trained:
         """`train`, with every exception turned into a result."""
@@ -244,12 +244,6 @@ def prepare(resources: Resources) -> torch.device:
             "resources.gpu to 0, or run where a GPU and its driver are."
         )
     return torch.device("cuda", 0)
-
-
-@lru_cache(maxsize=4)
-def catalog_of(plugins: tuple[Plugin, ...]) -> Catalog:
-    """The house tables with the rows of a study's plug-ins; loaded once in a process."""
-    return HOUSE.merged(load_plugins(plugins)) if plugins else HOUSE
 
 
 _COSTS: dict[tuple[str, str, str], Cost] = {}

@@ -19,6 +19,20 @@ POOLS = ("first", "last")
 RULES = ("overwrite", "residual")
 CARRIES = ("weights", "ema")
 
+PUBLISHED = {
+    "memory_shape": [7, 7, 1024],
+    "update_width": 16,
+    "kernel_size": 3,
+    "activation": "sigmoid",
+    "write": "sample",
+    "readers": "block",
+    "layout": "raster",
+    "pool": "last",
+    "rule": "overwrite",
+    "carry": "weights",
+}
+"""The authors' design for ResNet50 at 224 pixels, in the words of the settings below."""
+
 ADDONS: dict[str, AddonEntry] = {
     "memory": AddonEntry(
         build="aim_tune.addons.memory:build",
@@ -99,6 +113,7 @@ ADDONS: dict[str, AddonEntry] = {
         },
         primary="aim",
         placebo="frozen",
+        published=PUBLISHED,
         matched={
             "wide": "parameters",
             "flop_matched": "flops",
@@ -129,6 +144,7 @@ ADDONS: dict[str, AddonEntry] = {
         },
         primary="aim",
         placebo="frozen",
+        published={"memory_shape": [7, 7, 1024]},
         confounds={
             "aim_stride2": "stem stride 2: a quarter of the positions and about a quarter of the FLOPs of "
             "baseline, which has stride 1",

@@ -17,12 +17,15 @@ import numpy as np
 
 from aim_tune.errors import ResumeError
 from aim_tune.ledger import History, Training, TrainingResult, pack_bits, unpack_ints
-from aim_tune.protocol import DONE, WAIT
+from aim_tune.protocol import DONE, WAIT, Gate, Told
+from aim_tune.protocol.gates import judge
 from aim_tune.spec.request import Job, Request
 from aim_tune.spec.study import Recipe, Study
 
 ATTEMPTS = 3
 """How often one training may be started; Ctrl-C does not count."""
+
+_LOST = f"lost {ATTEMPTS} times; at last: {{}}"
 
 Listener = Callable[[dict[str, Any]], None]
 """Gets every record of the ledger, after it is on disk."""
@@ -30,7 +33,8 @@ Listener = Callable[[dict[str, Any]], None]
 
 class _Machine(Protocol):
     def ask(self) -> Any: ...
-    def tell(self, position: str, scores: Mapping[str, float | None]) -> None: ...
+    def answer(self, gate: Gate, is_open: bool) -> None: ...
+    def tell(self, position: str, scores: Mapping[str, Told]) -> None: ...
 
 
 class _Ledger(Protocol):
@@ -87,10 +91,12 @@ class Conductor:
         """A Job to run now; WAIT while running jobs have to report first; DONE when all is done."""
         while not self._ready and not self._finished:
             request = self._machine.ask()
-            if request is WAIT:
+            if isinstance(request, Gate):
+                self._pass(request)
+            elif request is WAIT:
                 assert self._running, "the protocol waits, but nothing is running"
                 return WAIT
-            if request is DONE:
+            elif request is DONE:
                 self._finished = True
             else:
                 self._take(request)
@@ -123,10 +129,28 @@ class Conductor:
             self._write({"event": "job_lost", "position": position, "arms": arms, "reason": reason})
             spent = [a for a in arms if self._attempts(position, a) >= ATTEMPTS]
             for arm in spent:
-                self._give_up(position, arm, reason)
+                self._give_up(position, arm, "failed", _LOST.format(reason))
             again = tuple(a for a in arms if a not in spent)
             if again:
                 self._ready.appendleft(self._job(job.request, again))
+        self._settle(position)
+
+    def _pass(self, gate: Gate) -> None:
+        """Answer a gate as the ledger says, or judge it and write it down."""
+        if gate.name not in self.history.gates:
+            self._write(judge(self._study, self.history, gate))
+        self._machine.answer(gate, self.history.gates[gate.name]["open"])
+
+    def job_hung(self, job: Job, arm: str, reason: str) -> None:
+        """The worker was ended because `arm` hung. It keeps what it reached; it would hang again, so
+        it is not tried again. Its siblings are."""
+        self._running.remove(job)
+        position = job.request.position
+        if not self._training(position, arm).done:
+            self._give_up(position, arm, "timeout", reason)
+        again = self._unfinished(job)
+        if again:
+            self._ready.appendleft(self._job(job.request, again))
         self._settle(position)
 
     def _take(self, request: Request) -> None:
@@ -144,7 +168,7 @@ class Conductor:
                     "reused_from": source,
                 }
             )
-        elif known.content_hash != request.content_hash:
+        elif known.content_hash != request.content_hash or known.stop != request.stop:
             raise ResumeError(
                 f"{position} was asked differently when this study began (then "
                 f"{known.content_hash}, now {request.content_hash}): the protocol's code or a "
@@ -171,9 +195,11 @@ class Conductor:
         arms = [a for a in request.arm_order() if not self._training(position, a).done]
         for arm in list(arms):
             if self._attempts(position, arm) >= ATTEMPTS:  # the driver died each time
-                self._give_up(position, arm, "the search was killed while it ran")
+                why = "the search was killed while it ran"
+                self._give_up(position, arm, "failed", _LOST.format(why))
                 arms.remove(arm)
-        packs = [(a,) for a in arms] if self._study.resources.pack == "arm" else [tuple(arms)]
+        apart = self._study.resources.pack == "arm" and request.stage != "match"
+        packs = [(a,) for a in arms] if apart else [tuple(arms)]
         self._ready.extend(self._job(request, pack) for pack in packs if pack)
 
     def _job(self, request: Request, arms: Iterable[str]) -> Job:
@@ -200,16 +226,17 @@ class Conductor:
                 }
             )
 
-    def _give_up(self, position: str, arm: str, reason: str) -> None:
-        """End a training that was lost too often, without a score."""
+    def _give_up(self, position: str, arm: str, status: str, detail: str) -> None:
+        """End a training from outside, with what it has reached."""
         training = self._training(position, arm)
         last = training.curve[-1] if training.curve else None
         granted = self.history.requests[position].steps.get(arm)
         recipe = self._study.recipe_of(arm, training.point.shared, granted)
         result = TrainingResult(
             arm=arm,
-            status="failed",
-            detail=f"lost {ATTEMPTS} times; at last: {reason}",
+            status=status,
+            detail=detail,
+            val_accuracy=last.val_accuracy if last and status == "timeout" else None,
             steps=last.step if last else 0,
             allotted_steps=self._allotted_steps(recipe),
         )
@@ -232,7 +259,7 @@ class Conductor:
             test = self._look(position, trainings) if self._open[position].test else {}
             self._write({"event": "request_done", "position": position, "test": test})
         del self._open[position]
-        self._machine.tell(position, {t.arm: _score(t) for t in trainings})
+        self._machine.tell(position, {t.arm: Told.of(t) for t in trainings})
         for repeat in self._repeats.pop(position, ()):
             self._settle(repeat)
 
@@ -262,11 +289,6 @@ class Conductor:
         record = self._ledger.append(event)
         for listener in self._listeners:
             listener(record)
-
-
-def _score(training: Training) -> float | None:
-    """What the protocol learns of a training: nothing where it failed."""
-    return None if training.status in ("failed", "oom") else training.score
 
 
 def _grade(classes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -14,26 +14,38 @@ import numpy as np
 from aim_tune.protocol.sampling import Space, TpeSearch, draw
 from aim_tune.protocol.stages import Propose, Scores, mean
 from aim_tune.spec.request import Point
-from aim_tune.spec.space import Fixed
+from aim_tune.spec.space import Domain, Fixed
 from aim_tune.spec.study import BASELINE, Study
 from aim_tune.spec.values import derive_seed
 
 
-def whole_space(study: Study, design: Mapping[str, Any] | None = None) -> Space:
-    """Shared settings and the add-on's, which stand still where explore has chosen a `design`."""
+def whole_space(
+    study: Study,
+    design: Mapping[str, Any] | None = None,
+    shared: Mapping[str, Domain] | None = None,
+) -> Space:
+    """Shared settings (`shared` in place of the study's) and the add-on's, which stand still where
+    explore has chosen a `design`."""
     addon: Space = study.addon.space if study.addon and study.addon_arms else {}
     if design is not None:
         addon = {name: Fixed(value) for name, value in design.items()}
-    shared = {f"shared.{name}": domain for name, domain in study.shared.items()}
-    return {**shared, **{f"addon.{name}": domain for name, domain in addon.items()}}
+    shared = study.shared if shared is None else shared
+    return {**prefixed("shared.", shared), **prefixed("addon.", addon)}
 
 
-def random_points(study: Study, space: Space, home: str) -> Propose:
-    """Seeded uniform draws."""
+def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with `prefix` before every key: shared and add-on settings may have one name."""
+    return {f"{prefix}{name}": value for name, value in values.items()}
+
+
+def random_points(
+    study: Study, space: Space, home: str, arms: Sequence[str] | None = None
+) -> Propose:
+    """Seeded uniform draws, for all arms of the study or for `arms`."""
 
     def propose(number: int, results: Sequence[Scores | None]) -> dict[str, Point]:
-        generator = np.random.default_rng(_point_seed(study, home, number))
-        return same_point(study, draw(space, generator))
+        generator = np.random.default_rng(point_seed(study, home, number))
+        return same_point(draw(space, generator), study.arms if arms is None else arms)
 
     return propose
 
@@ -44,11 +56,10 @@ def searched_points(
     home: str,
     trials: int,
     value: Callable[[Study, Scores], float | None],
-    *,
-    start: bool = False,
+    arms: Sequence[str] | None = None,
 ) -> Propose:
-    """Proposals by TPE told `value` of each result; the first is the middle if `start`."""
-    search = TpeSearch(space, trials=trials, lag=study.protocol.explore.lag, start_at_middle=start)
+    """Proposals by TPE told `value` of each result, for all arms of the study or for `arms`."""
+    search = TpeSearch(space, trials=trials, lag=study.protocol.explore.lag)
 
     def propose(number: int, results: Sequence[Scores | None]) -> dict[str, Point]:
         def known(index: int) -> float | None:
@@ -56,21 +67,23 @@ def searched_points(
             assert scores is not None, "the lag holds a request back until this is told"
             return value(study, scores)
 
-        return same_point(study, search.ask(known, seed=_point_seed(study, home, number)))
+        found = search.ask(known, seed=point_seed(study, home, number))
+        return same_point(found, study.arms if arms is None else arms)
 
     return propose
 
 
-def same_point(study: Study, values: Mapping[str, Any]) -> dict[str, Point]:
+def same_point(values: Mapping[str, Any], arms: Sequence[str]) -> dict[str, Point]:
     """One drawn point for all arms of a twin; the backbone alone leaves the add-on part out."""
     shared = _part(values, "shared.")
     addon = _part(values, "addon.")
-    return {arm: Point(shared=shared, addon={} if arm == BASELINE else addon) for arm in study.arms}
+    return {arm: Point(shared=shared, addon={} if arm == BASELINE else addon) for arm in arms}
 
 
 def addon_mean(study: Study, scores: Scores) -> float | None:
-    """Mean of the arms that have the add-on; of all arms where none has."""
-    return mean([scores[arm] for arm in study.addon_arms or study.arms])
+    """Mean of the arms of `scores` that have the add-on; of all arms where none has."""
+    own = [scores[arm] for arm in study.addon_arms if arm in scores]
+    return mean(own or list(scores.values()))
 
 
 def even_mean(study: Study, scores: Scores) -> float | None:
@@ -81,7 +94,8 @@ def even_mean(study: Study, scores: Scores) -> float | None:
     return mean(sides)
 
 
-def _point_seed(study: Study, home: str, number: int) -> int:
+def point_seed(study: Study, home: str, number: int) -> int:
+    """Seed of the proposal number `number`."""
     return derive_seed(study.protocol.seed, f"{home}/{number}", "point")
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -125,42 +126,105 @@ def decode(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in sorted(space)}
 
 
+def nearest(space: Space, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """A point of the space as near to `wanted` as it allows; the middle where nothing is wanted.
+
+    Numbers are compared by their ratio, lists entry by entry; a choice without the wanted text gives
+    its first option.
+    """
+    return {
+        name: _nearest(space[name], wanted[name]) if name in wanted else _middle(space[name])
+        for name in sorted(space)
+    }
+
+
+def _nearest(domain: Domain, wanted: Any) -> Any:
+    match domain:
+        case Fixed(value):
+            return _plain(value)
+        case Choice(options):
+            return _plain(min(options, key=lambda option: _distance(option, wanted)))
+        case _:
+            return min(domain.high, max(domain.low, wanted))
+
+
+def _distance(one: Any, other: Any) -> float:
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(one) == len(other):
+            return sum(_distance(a, b) for a, b in zip(one, other, strict=True))
+        return math.inf
+    if one == other:
+        return 0.0
+    known = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (one, other))
+    return abs(math.log(one / other)) if known and one > 0 and other > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A trial that was ended early."""
+
+    value: float
+    """Reached so far."""
+    passes: int
+    """Validation passes that were made."""
+
+
+Direction = Literal["maximize", "minimize"]
+Value = float | Sequence[float] | Stopped | None
+"""What a search is told of a trial: its score (one per direction), or that it was stopped; None: failed."""
+
+
 class TpeSearch:
-    """Optuna's TPE over a space, maximizing.
+    """Optuna's TPE over a space; one score per direction.
 
     Results are told in order and exactly up to number i - lag before ask i, the others count as
-    running, however many are known by then: the sequence does not depend on timing.
+    running, however many are known by then: the sequence does not depend on timing. `start` is the
+    first point; without it the first is drawn as the others are.
     """
 
-    def __init__(self, space: Space, *, trials: int, lag: int, start_at_middle: bool) -> None:
+    def __init__(
+        self,
+        space: Space,
+        *,
+        trials: int,
+        lag: int,
+        start: Mapping[str, Any] | None = None,
+        directions: Sequence[Direction] = ("maximize",),
+    ) -> None:
         self.lag = lag
         self.study = optuna.create_study(
-            direction="maximize",
+            directions=directions,
             sampler=optuna.samplers.RandomSampler(seed=0),  # replaced at every ask
         )
-        if start_at_middle:
-            self.study.enqueue_trial(encode(space, middle(space)))
+        if start is not None:
+            self.study.enqueue_trial(encode(space, start))
         self._space = space
         self._distributions = distributions(space)
         self._startup = min(MOST_STARTUP_TRIALS, max(1, trials // 2))
-        self._asked = 0
+        self._trials: list[optuna.Trial] = []
         self._told = 0
 
-    def ask(self, score: Callable[[int], float | None], *, seed: int) -> dict[str, Any]:
-        """The next point. `score` gives a trial's score by its number, None where it failed."""
-        while self._told <= self._asked - self.lag:
-            self._tell(self._told, score(self._told))
+    def ask(self, value: Callable[[int], Value], *, seed: int) -> dict[str, Any]:
+        """The next point. `value` gives what came of a trial by its number."""
+        while self._told <= len(self._trials) - self.lag:
+            self._tell(self._trials[self._told], value(self._told))
             self._told += 1
         self.study.sampler = optuna.samplers.TPESampler(
             seed=seed % 2**32, n_startup_trials=self._startup
         )
         trial = self.study.ask(fixed_distributions=self._distributions)
-        self._asked += 1
+        self._trials.append(trial)
         return decode(self._space, trial.params)
 
-    def _tell(self, number: int, score: float | None) -> None:
+    def _tell(self, trial: optuna.Trial, value: Value) -> None:
         """NaN and inf are failures: Optuna would take inf for a result."""
-        if score is None or not math.isfinite(score):
-            self.study.tell(number, state=TrialState.FAIL)
+        if isinstance(value, Stopped):
+            trial.report(value.value, step=value.passes)
+            self.study.tell(trial, state=TrialState.PRUNED)
+            return
+        values = [value] if value is None or isinstance(value, (int, float)) else value
+        known = [v for v in values if v is not None and math.isfinite(v)]
+        if len(known) < len(self.study.directions):
+            self.study.tell(trial, state=TrialState.FAIL)
         else:
-            self.study.tell(number, score)
+            self.study.tell(trial, known)

@@ -8,11 +8,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from aim_tune.spec.request import Point
+from aim_tune.ledger import Training
+from aim_tune.spec.request import Ladder, Point
 
 Scores = Mapping[str, float | None]
 """Arm -> validation accuracy; None where the training has no usable score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What the protocol learns of one training."""
+
+    score: float | None
+    """Validation accuracy reached; None where there is no usable score."""
+    pruned: bool = False
+    """Whether it was ended early: its score is of a part of the training."""
+    passes: tuple[float, ...] = ()
+    """Validation accuracy at each pass."""
+    step_ms: float | None = None
+    parameters: int | None = None
+
+    @classmethod
+    def of(cls, training: Training) -> Told:
+        """From the ledger's row of a training that has ended."""
+        result = training.result
+        assert result is not None, f"{training.position} {training.arm} has not ended"
+        return cls(
+            score=known(training.score),
+            pruned=training.status == "pruned",
+            passes=tuple(m.val_accuracy for m in training.curve),
+            step_ms=known(result.step_ms),
+            parameters=result.parameters or None,
+        )
+
+    @property
+    def whole(self) -> float | None:
+        """The score of a training that was not ended early; else None."""
+        return None if self.pruned else self.score
+
+
 Propose = Callable[[int, Sequence[Scores | None]], Mapping[str, Point]]
 """Number of the trial and the results so far -> point per arm."""
 Place = Callable[[int], tuple[str, str]]
@@ -43,6 +79,8 @@ class Stage:
         self.results: list[Scores | None] = [None] * size
         """By number; None until told."""
         self.points: list[Mapping[str, Point]] = []
+        self.told: list[Mapping[str, Told]] = [{} for _ in range(size)]
+        """By number, everything that was told; empty until then."""
         self.place = place
         self._told_prefix = 0
         self._told_count = 0
@@ -74,9 +112,14 @@ class Stage:
         self.points.append(self._propose(self.asked, self.results))
         return self.points[-1]
 
-    def tell(self, number: int, scores: Scores) -> None:
+    def ladders(self, number: int) -> Mapping[str, Ladder]:
+        """Where the trainings of a request that was asked end early; nowhere but in explore."""
+        return {}
+
+    def tell(self, number: int, told: Mapping[str, Told]) -> None:
         """Take one result, in any order."""
-        self.results[number] = scores
+        self.told[number] = told
+        self.results[number] = {arm: one.score for arm, one in told.items()}
         self._told_count += 1
         while self._told_prefix < self.size and self.results[self._told_prefix] is not None:
             self._told_prefix += 1

@@ -71,6 +71,8 @@ class AddonEntry(Entry):
     """The arm that is the add-on itself, such as aim."""
     placebo: str | None = None
     """The arm that has the same graph without the active part, such as frozen."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that its authors used: the first trial of explore, as near as a study's space allows."""
     matched: Mapping[str, str] = field(default_factory=dict)
     """Arms without the add-on that cost what `primary` costs: arm -> parameters, flops, step_ms or seconds.
     The last two are measured by the study: step_ms hands the builder `widen_to` (parameters); seconds

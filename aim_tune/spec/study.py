@@ -224,8 +224,9 @@ class Study:
 
     @property
     def explore_arms(self) -> tuple[str, ...]:
-        """The arms that can take part in explore: measured ones need the design that it chooses."""
-        return tuple(a for a in self.main_arms if a not in MEASURED)
+        """The arms that explore trains; measured ones cannot, they need the design that it chooses."""
+        named = self.protocol.explore.arms or self.main_arms
+        return tuple(a for a in self.arms if a in named and a not in MEASURED)
 
     @property
     def addon_arms(self) -> tuple[str, ...]:

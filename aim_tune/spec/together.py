@@ -12,6 +12,7 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from aim_tune.spec.catalog import AddonEntry
+from aim_tune.spec.explore_rules import explore_faults
 from aim_tune.spec.space import Fixed
 from aim_tune.spec.study import BASELINE, MEASURED, RECIPE_FIELDS, Study
 from aim_tune.spec.values import canonical
@@ -37,6 +38,8 @@ class Together:
             self._amounts()
             self._looks()
             self._later_arms()
+            for key, text in explore_faults(study):
+                self._say(key, text)
         if not _spoiled((study.arms, study.addon, study.shared, study.protocol)):
             self._measured_arms()
         if _spoiled((study.arms, study.recipe, study.overrides, study.declared_confounds)):

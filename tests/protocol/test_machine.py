@@ -213,12 +213,6 @@ def test_a_study_in_which_everything_fails_still_ends_with_equal_budgets(sim):
     assert confirm.arms["aim"] == told["block/2/twin/0"][0].arms["aim"]
 
 
-def test_trial_0_of_explore_is_the_middle_of_the_ranges(sim):
-    point = Machine(sim.study_of()).ask().arms["aim"]
-    assert point.shared == pytest.approx({"lr": 0.01, "weight_decay": 0.05})
-    assert point.addon == {"memory_shape": [4, 4, 16], "update_width": 8, "write": "sample"}
-
-
 def test_explore_finds_the_better_region(sim):
     told = sim.run_study(Machine(sim.study_of(explore=40, blocks=0)), slots=4)
     last = [r for r, _ in told.values() if int(r.position.split("/")[1]) >= 25]

@@ -10,12 +10,14 @@ import pytest
 from optuna.trial import TrialState
 
 from aim_tune.protocol.sampling import (
+    Stopped,
     TpeSearch,
     decode,
     distributions,
     draw,
     encode,
     middle,
+    nearest,
     varies,
 )
 from aim_tune.spec.space import Choice, Fixed, IntUniform, Uniform
@@ -82,7 +84,7 @@ def states(search: TpeSearch) -> str:
 
 
 def test_exactly_the_results_up_to_the_lag_are_told_and_the_rest_are_running():
-    search = TpeSearch(SPACE, trials=8, lag=3, start_at_middle=True)
+    search = TpeSearch(SPACE, trials=8, lag=3, start=middle(SPACE))
     scores = [0.5, None, math.nan, math.inf, 0.7, 0.6, 0.9, 0.8]
     seen = []
     for seed in range(8):
@@ -95,7 +97,7 @@ def test_exactly_the_results_up_to_the_lag_are_told_and_the_rest_are_running():
 
 def test_the_proposal_depends_on_the_seed_and_on_what_was_told():
     def last(score: float, seed: int) -> dict:
-        search = TpeSearch(SPACE, trials=6, lag=1, start_at_middle=False)
+        search = TpeSearch(SPACE, trials=6, lag=1)
         for i in range(6):
             point = search.ask(lambda number: score * number, seed=seed + i)
         return point
@@ -108,12 +110,51 @@ def test_the_proposal_depends_on_the_seed_and_on_what_was_told():
 def test_tpe_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        search = TpeSearch(SPACE, trials=30, lag=2, start_at_middle=True)
+        search = TpeSearch(SPACE, trials=30, lag=2, start=middle(SPACE))
         for seed in range(30):
             search.ask(lambda number: number / 30, seed=seed)
 
 
 def test_a_space_without_anything_to_choose_proposes_its_one_point():
-    search = TpeSearch({"write": Fixed("batch")}, trials=3, lag=1, start_at_middle=True)
+    search = TpeSearch({"write": Fixed("batch")}, trials=3, lag=1, start={"write": "batch"})
     asked = [search.ask(lambda number: 0.5, seed=seed) for seed in range(3)]
     assert asked == [{"write": "batch"}] * 3
+
+
+def test_a_stopped_trial_is_told_as_pruned_with_the_pass_it_reached():
+    search = TpeSearch(SPACE, trials=4, lag=1)
+    values = [0.5, Stopped(0.3, 2), None]
+    for seed in range(4):
+        search.ask(values.__getitem__, seed=seed)
+    assert states(search) == "CPFR"
+    pruned = search.study.trials[1]
+    assert pruned.intermediate_values == {2: 0.3}
+
+
+def test_two_objectives_are_told_in_their_directions_and_half_a_result_is_a_failure():
+    search = TpeSearch(SPACE, trials=4, lag=1, directions=("maximize", "minimize"))
+    values = [[0.5, 12.0], [0.6, math.nan], [0.7, 13.0]]
+    for seed in range(4):
+        search.ask(values.__getitem__, seed=seed)
+    assert states(search) == "CFCR"
+    assert [t.values for t in search.study.best_trials] == [[0.5, 12.0], [0.7, 13.0]]
+
+
+@pytest.mark.parametrize(
+    ("domain", "wanted", "found"),
+    [
+        (Choice(((4, 4, 16), (4, 4, 32), (2, 2, 64))), [7, 7, 1024], [4, 4, 32]),
+        (Choice((8, 32, 16)), 16, 16),
+        (Choice((8, 32)), 15, 8),  # ratio 1.9 against 2.1
+        (Choice(("relu", "tanh")), "sigmoid", "relu"),
+        (Choice(("relu", "sigmoid")), "sigmoid", "sigmoid"),
+        (Choice((False, True)), True, True),
+        (Fixed("batch"), "sample", "batch"),
+        (IntUniform(4, 12), 16, 12),
+        (Uniform(1e-3, 1e-1, log=True), 1e-5, 1e-3),
+        (Uniform(0.0, 1.0), 0.3, 0.3),
+    ],
+)
+def test_the_nearest_allowed_value(domain, wanted, found):
+    assert nearest({"x": domain}, {"x": wanted}) == {"x": found}
+    assert nearest({"x": domain}, {}) == middle({"x": domain})
