@@ -27,7 +27,8 @@ from aim_tune.addons.memory.layers import (
     as_plain,
     as_reader,
 )
-from aim_tune.addons.memory.plan import Plan, Reader, Shape, Update, make_plan
+from aim_tune.addons.memory.plan import Plan, Shape, Update, make_plan
+from aim_tune.addons.memory.readable import Reader
 from aim_tune.addons.memory.report import AttachReport
 from aim_tune.errors import AttachError, unknown
 
@@ -100,7 +101,7 @@ def attach(
     kernel_size: int = 3,
     activation: str = "sigmoid",
     write: str = "sample",
-    readers: str = "block",
+    readers: str | Sequence[str] = "block",
     init: str = "zero",
     arm: str = "aim",
     seed: int = 0,
@@ -110,6 +111,7 @@ def attach(
     carry: str = "weights",
     origin: str = "free",
     update_at: str = "last",
+    update_every: int | None = None,
     second_memory: bool = False,
 ) -> tuple[nn.Module, AttachReport]:
     """`model` itself, now with a memory, and a report of what was done.
@@ -119,7 +121,8 @@ def attach(
     update_width   channels inside an update block; kernel_size its (odd) kernels, 1 in dense networks
     write          none: never rewritten; sample: each image its own; batch: the mean over the batch
                    in training, its running mean in evaluation
-    readers        block: the first readable layer of each block; all: every readable layer
+    readers        block: the first readable layer of each block; all: every readable layer; or names of
+                   layers, as in `named_modules`
     init           of the reads: zero (starts as the baseline, exactly) or normal
     arm            aim, or a control: a name in ARMS; the table of add-ons says what each is
     seed           of memory, reads and update blocks; the global generator is left as it was
@@ -130,6 +133,8 @@ def attach(
                    the last update wrote (ema; moves in training only)
     origin         free: the memory's numbers are parameters; conv: as published, a 1x1 convolution on ones
     update_at      after the last or, as published, the first block of each resolution
+    update_every   blocks between two updates; None: an update at the end of each resolution or, where
+                   it never changes (dense and token networks), after each quarter of the blocks
     second_memory  as published: later blocks of a resolution read another memory, never written
 
     Raises AttachError, with `model` unchanged, where a setting is impossible for this network.
@@ -142,7 +147,6 @@ def attach(
     settings = {
         "activation": activation,
         "write": write,
-        "readers": readers,
         "init": init,
         "arm": arm,
         "layout": layout,
@@ -152,7 +156,9 @@ def attach(
         "origin": origin,
         "update_at": update_at,
     }
-    shape = _checked(model, memory_shape, update_width, kernel_size, settings)
+    if isinstance(readers, str):
+        settings["readers"] = readers
+    shape = _checked(model, memory_shape, update_width, kernel_size, update_every, settings)
     kind = ARMS[arm]
     if origin == "conv":
         _check_conv(arm, carry)
@@ -167,6 +173,7 @@ def attach(
         write=write,
         layout=layout,
         update_at=update_at,
+        update_every=update_every,
         second_memory=second_memory and origin == "conv",
     )
     _check_arm(arm, plan, write, rule, carry)
@@ -230,6 +237,7 @@ def _checked(
     memory_shape: Sequence[int],
     update_width: int,
     kernel_size: int,
+    update_every: int | None,
     settings: Mapping[str, str],
 ) -> Shape:
     """The memory shape as a tuple. Raises AttachError for values that no network could take."""
@@ -245,6 +253,8 @@ def _checked(
         raise AttachError(f"kernel_size is {kernel_size}; it must be odd and positive: 1, 3, 5...")
     if update_width < 1:
         raise AttachError(f"update_width is {update_width}; it must be 1 or more.")
+    if update_every is not None and update_every < 1:
+        raise AttachError(f"update_every is {update_every}; it must be 1 or more, or None.")
     if hasattr(model, BANK):
         raise AttachError("this network has a memory already; detach it first.")
     rows, columns, channels = memory_shape

@@ -2,8 +2,8 @@
 
 Readers are Conv2d and Linear layers; a *block* is the innermost module of a class of its own that has
 two or more of them. Memory is rewritten at the end of each run of blocks of one resolution; where the
-resolution never changes (dense and token networks), after each quarter of the blocks. The rules were
-learned on 17 torchvision networks; each thing left out is reported with its reason.
+resolution never changes (dense and token networks), after each quarter of the blocks, or after every n
+blocks. The rules were learned on torchvision's networks; what is left out is reported with its reason.
 """
 
 from __future__ import annotations
@@ -16,37 +16,14 @@ from itertools import groupby
 from torch import nn
 
 from aim_tune.addons.dry_run import BATCH, Call, Trace
-from aim_tune.addons.memory.layout import buckets, token_grid
+from aim_tune.addons.memory.layout import buckets
+from aim_tune.addons.memory.readable import LINEAR_LAYOUTS, Reader, grid_of, named, readable
 from aim_tune.errors import AttachError
 
 PARTS = 4
 """In how many parts a network of one resolution is cut by its updates."""
 
 Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reader:
-    """A layer that can read memory."""
-
-    name: str
-    kind: str
-    """Conv2d or Linear."""
-    grid: tuple[int, int]
-    """Height and width of its input; (1, 1) in a dense network."""
-    channels: int
-    """Feature channels of its input."""
-    start: int
-    """When it runs, in the order of the dry run."""
-    buckets: int = 0
-    """Memory channels it reads beside the feature channels."""
-    second: bool = False
-    """Whether it reads the published design's second memory, which nothing writes."""
-
-    @property
-    def limit(self) -> int:
-        """Most memory channels it may read: half as many as it has features, at least one."""
-        return max(1, self.channels // 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +67,16 @@ def make_plan(
     trace: Trace,
     memory_shape: Shape,
     *,
-    readers: str,
+    readers: str | Sequence[str],
     write: str,
     layout: str = "aligned",
     update_at: str = "last",
+    update_every: int | None = None,
     second_memory: bool = False,
 ) -> Plan:
     """The plan for a network. Raises AttachError where nothing can read or be rewritten, or where the
     memory is too large for a reader."""
-    found, skipped = _readable(model, trace)
+    found, skipped = readable(model, trace)
     if not found:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
         raise AttachError(f"no layer of this network can read memory ({reasons or 'it has none'}).")
@@ -106,15 +84,20 @@ def make_plan(
     if dense:
         memory_shape = (1, 1, math.prod(memory_shape))
     blocks = _blocks(model, trace, found)
-    chosen = found if readers == "all" or not blocks else _first_of_each(blocks, found)
+    if isinstance(readers, str):
+        chosen = found if readers == "all" or not blocks else _first_of_each(blocks, found)
+    else:
+        chosen = named(readers, found, skipped)
     chosen = [replace(r, buckets=buckets(memory_shape, *r.grid, layout)) for r in chosen]
     if second_memory:
-        heads = [group[0] for group in _groups(_units(model, trace, blocks, found))]
+        heads = [u[0] for u in _groups(_units(model, trace, blocks, found), update_every)]
         chosen = [replace(r, second=not _runs_in(r, heads)) for r in chosen]
     if layout != "coordinates":
         _check_size(memory_shape, chosen, dense, layout)
     updates, dropped = (
-        _updates(model, trace, blocks, found, chosen, update_at) if write != "none" else ([], [])
+        _updates(model, trace, blocks, found, chosen, update_at, update_every)
+        if write != "none"
+        else ([], [])
     )
     updates = [replace(u, buckets=buckets(memory_shape, *u.grid, layout)) for u in updates]
     if write != "none" and not updates:
@@ -131,66 +114,7 @@ def make_plan(
     )
 
 
-def _readable(model: nn.Module, trace: Trace) -> tuple[list[Reader], list[tuple[str, str]]]:
-    """All layers that can read, in the order they run, and the others with the reason."""
-    found, skipped = [], []
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
-            reason = _reason_against(module, trace.calls.get(name, []))
-            if reason:
-                skipped.append((name, reason))
-            else:
-                found.append(_reader(name, module, trace.calls[name][0]))
-    if any(r.grid != (1, 1) for r in found):  # then layers without positions have nothing to read
-        skipped += [(r.name, "its input has one position") for r in found if r.grid == (1, 1)]
-        found = [r for r in found if r.grid != (1, 1)]
-    return sorted(found, key=lambda r: r.start), skipped
-
-
-def _reason_against(module: nn.Module, calls: Sequence[Call]) -> str:
-    if not calls:
-        return "does not run as a module (used by a function, or an auxiliary head)"
-    if len(calls) > 1:
-        return f"runs {len(calls)} times in one pass"
-    if type(module) not in (nn.Conv2d, nn.Linear):
-        return f"is a {type(module).__name__}: only plain Conv2d and Linear layers read"
-    shape = calls[0].input_shape
-    if not 2 <= len(shape) <= 4 or shape[0] != BATCH:
-        return "its input is not a batch of images, tokens or vectors"
-    if isinstance(module, nn.Conv2d) and len(shape) != 4:
-        return "its input is not a batch of images"
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return "grouped convolution"
-    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
-        return f"padding_mode is {module.padding_mode}, not zeros"
-    return ""
-
-
-def _reader(name: str, module: nn.Module, call: Call) -> Reader:
-    shape = call.input_shape
-    conv = isinstance(module, nn.Conv2d)
-    return Reader(
-        name=name,
-        kind="Conv2d" if conv else "Linear",
-        grid=_grid(shape, "map" if conv else _LINEAR_LAYOUTS[len(shape)]),
-        channels=shape[1] if conv else shape[-1],
-        start=call.start,
-    )
-
-
-_LINEAR_LAYOUTS = {2: "flat", 3: "tokens", 4: "map_last"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-def _grid(shape: tuple[int, ...], layout: str) -> tuple[int, int]:
-    match layout:
-        case "map":
-            return shape[2], shape[3]
-        case "map_last":
-            return shape[1], shape[2]
-        case "tokens":
-            return token_grid(shape[1])[1:]
-    return 1, 1
 
 
 def _inside(name: str, block: str) -> bool:
@@ -252,9 +176,10 @@ def _updates(
     found: Sequence[Reader],
     chosen: Sequence[Reader],
     update_at: str,
+    update_every: int | None,
 ) -> tuple[list[Update], list[tuple[str, str]]]:
     """Update points that a later reader sees, and those dropped because none does."""
-    groups = _groups(_units(model, trace, blocks, found))
+    groups = _groups(_units(model, trace, blocks, found), update_every)
     last_reader = max((r.start for r in chosen if not r.second), default=-1)
     kept, dropped = [], []
     for before, group, after in zip([None, *groups], groups, [*groups[1:], None], strict=False):
@@ -305,7 +230,7 @@ def _update(model: nn.Module, trace: Trace, name: str) -> Update | None:
         name=name,
         layout=layout,
         features=shape[1] if layout == "map" else shape[-1],
-        grid=_grid(shape, layout),
+        grid=grid_of(shape, layout),
         start=call.start,
         end=call.end,
         late_change=call.late_change,
@@ -316,7 +241,7 @@ def _layout(model: nn.Module, trace: Trace, name: str, call: Call) -> str:
     """How an output comes; a 4-D output is a channels-last map where only Linear layers made it."""
     rank = len(call.output_shape)
     if rank < 4:
-        return _LINEAR_LAYOUTS[rank]
+        return LINEAR_LAYOUTS[rank]
     for inner, module in model.get_submodule(name).named_modules(prefix=name):
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)) and inner in trace.calls:
             return "map"
@@ -328,13 +253,15 @@ def _layout(model: nn.Module, trace: Trace, name: str, call: Call) -> str:
     return "map_last" if linear and linear[-1][1:3] == call.output_shape[1:3] else "map"
 
 
-def _groups(units: Sequence[Update]) -> list[list[Update]]:
-    """Runs of units of one resolution; if there is one resolution only, its quarters."""
+def _groups(units: Sequence[Update], every: int | None) -> list[list[Update]]:
+    """Runs of units of one resolution, cut into groups of `every`; if there is one resolution only and
+    `every` is not given, its quarters."""
     groups = [list(group) for _, group in groupby(units, key=lambda u: u.grid)]
-    if len(groups) == 1:
-        size = math.ceil(len(units) / PARTS)
-        groups = [groups[0][i : i + size] for i in range(0, len(units), size)]
-    return groups
+    if every is None and len(groups) == 1:
+        every = math.ceil(len(units) / PARTS)
+    if every is None:
+        return groups
+    return [group[i : i + every] for group in groups for i in range(0, len(group), every)]
 
 
 def _widest(model: nn.Module, trace: Trace, unit: Update, span: tuple[int, int]) -> Update:

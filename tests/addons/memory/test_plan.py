@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_tune.addons.memory import AttachReport, attach
+from aim_tune.errors import AttachError
 from aim_tune.models import BACKBONES
 
 torch.set_num_threads(1)
@@ -121,6 +122,84 @@ def test_features_that_are_changed_in_place_later_still_train() -> None:
     assert report.plan.updates[0].late_change
     net(torch.randn(2, 3, 8, 8)).sum().backward()
     assert net.memory_bank.memory.grad.abs().sum() > 0
+
+
+def three_blocks() -> nn.Module:
+    return nn.Sequential(
+        conv(3, 8), Block(conv(8, 8), conv(8, 8)), Block(conv(8, 8), conv(8, 8)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+def test_readers_can_be_named_in_any_order() -> None:
+    report = report_of(three_blocks(), readers=["2.body.1", "0"])
+    assert report.readers == ("0", "2.body.1")
+    assert report.update_points == ("1",)  # the end of the first half of the only resolution
+
+
+@pytest.mark.parametrize(
+    ("readers", "text"),
+    [
+        (["1.body.0", "1.body.3"], r"unknown layer in readers '1.body.3'; did you mean '1.body"),
+        (["5"], "readers: 5 cannot read memory: its input has one position. Leave it out"),
+        ([], "readers is an empty list. Name layers, or use block or all"),
+        ("blocks", "unknown readers 'blocks'; did you mean 'block'"),
+    ],
+)
+def test_readers_that_are_not_there_or_cannot_read_are_refused(readers: Any, text: str) -> None:
+    with pytest.raises(AttachError, match=text):
+        report_of(three_blocks(), readers=readers)
+
+
+def test_updates_can_come_after_every_nth_block() -> None:
+    def points(every: int | None) -> tuple[str, ...]:
+        net = nn.Sequential(*(Block(conv(3, 3), conv(3, 3)) for _ in range(8)))
+        return report_of(net, memory_shape=(2, 2, 2), update_every=every).update_points
+
+    assert points(None) == ("1", "3", "5")
+    assert points(1) == tuple(str(i) for i in range(7))
+    assert points(3) == ("2", "5")
+    with pytest.raises(AttachError, match="update_every is 0; it must be 1 or more"):
+        points(0)
+
+
+def test_update_every_counts_within_a_resolution() -> None:
+    row = BACKBONES["resnet20"]
+    given = {"memory_shape": (4, 4, 4), "example_input": torch.zeros(1, 3, 16, 16)}
+    net = row.load()(classes=10, image_shape=(3, 16, 16), width=8, **row.fixed)
+    points = attach(net, update_every=2, **given)[1].update_points
+    assert points == ("stage1.1", "stage1.2", "stage2.1", "stage2.2", "stage3.1")
+
+
+class Windows(nn.Module):
+    """A map cut into four windows for a Linear layer, and seen with channels as positions by another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.end = conv(3, 6), conv(6, 6)
+        self.windowed, self.mixing = nn.Linear(6, 6), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        cut = x.unflatten(3, (2, 4)).unflatten(2, (2, 4)).permute(0, 2, 4, 3, 5, 1)
+        y = self.windowed(cut.flatten(3, 4).flatten(1, 2))  # [B, 4 windows, 16, 6]
+        mixed = self.mixing(x.flatten(2)).unflatten(2, (8, 8))
+        return self.end(mixed) + y.mean()
+
+
+def test_layers_that_see_features_elsewhere_do_not_read() -> None:
+    report = report_of(Windows())
+    assert report.readers == ("stem", "end")
+    reasons = dict(report.skipped)
+    assert reasons["windowed"].startswith("its input is cut into windows")
+    assert reasons["mixing"].startswith("its input is transposed")
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_networks_that_only_pad_otherwise_are_refused_with_the_reason(mode: str) -> None:
+    net = nn.Sequential(conv(3, 8, padding_mode=mode), conv(8, 8, padding_mode=mode))
+    with pytest.raises(AttachError, match=f"can read memory .0: padding_mode is {mode}, not zeros"):
+        report_of(net)
 
 
 def test_a_dense_network_reads_all_numbers_as_one_vector() -> None:
