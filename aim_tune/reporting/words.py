@@ -6,7 +6,7 @@ size you declared to matter", "attributed to what the memory learned". Every cas
 
 from __future__ import annotations
 
-from aim_tune.stats.paired import Interval
+from aim_tune.stats.paired import MOST_BLOCKS, Interval
 from aim_tune.stats.verdict import SIGN_FLIP_FROM, Comparison, Verdict
 
 LABELS = {
@@ -18,40 +18,52 @@ LABELS = {
     "not_asked": "Not asked",
 }
 """Verdict -> a label for badges and tables."""
+OTHERS = {
+    "frozen": (
+        "attributed to what the memory learned",
+        "a frozen random memory",
+        "attribution undecided",
+    ),
+    "time_matched": (
+        "better at equal training time too",
+        "the baseline, trained for the same time,",
+        "at equal training time undecided",
+    ),
+}
+"""Arm -> what is said where the primary arm beats it, its name where it does as well, where neither is
+known. Only time_matched supports a claim about equal seconds."""
 
 
 def sentence(verdict: Verdict) -> str:
-    """The verdict in one sentence (two where runs diverged), with interval, size and attribution."""
-    text = _lead(verdict) + _body(verdict)
-    if verdict.verdict in ("withheld", "not_asked"):
-        return text
-    diverged = {arm: b.diverged for arm, b in verdict.budget.items() if b.diverged}
-    counts = ", ".join(f"{arm} {count}" for arm, count in diverged.items())
-    return f"{text} Diverged trainings, scored as they ended: {counts}." if diverged else text
+    """The verdict in one sentence, with interval, size and attribution; further ones say where runs
+    diverged and in what the arms differ by declaration."""
+    parts = [_lead(verdict) + _body(verdict)]
+    if verdict.verdict not in ("withheld", "not_asked"):
+        parts += _diverged(verdict)
+    if verdict.verdict != "not_asked":
+        parts += _confounds(verdict)
+    return " ".join(parts)
 
 
 def notes(verdict: Verdict) -> list[str]:
     """What must be said beside the verdict: tuning budget, pairing, looks, limits."""
     if verdict.verdict == "not_asked":
         return _counted(verdict)
-    lines = [*_edges(verdict), _tuning(verdict), *_pairing(verdict), *_sign_flip(verdict)]
-    main = verdict.primary
-    if main is not None and main.lost_pairs:
-        one = main.lost_pairs == 1
-        what = (
-            "pair has no score of both arms and is"
-            if one
-            else "pairs have no score of both arms and are"
-        )
-        lines.append(f"{main.lost_pairs} confirm {what} left out.")
-    if verdict.blocks and main is not None and not main.covers_examples:
-        lines.append(
-            "Correctness per example is not recorded: the interval covers this test set only."
-        )
-    lines += _more_blocks(verdict)
-    if verdict.extended:
-        lines.append("Blocks were added after the plan: the interval is anytime-valid.")
-    return lines + _counted(verdict)
+    return [
+        *_edges(verdict),
+        _tuning(verdict),
+        *_design(verdict),
+        *_untrained(verdict),
+        *_pairing(verdict),
+        *_looks(verdict),
+        *_sign_flip(verdict),
+        *_ended_early(verdict),
+        *_lost(verdict),
+        *_uncovered(verdict),
+        *_more_blocks(verdict),
+        *_extended(verdict),
+        *_counted(verdict),
+    ]
 
 
 def attribution(verdict: Verdict) -> str:
@@ -176,16 +188,19 @@ def _plain_search(verdict: Verdict) -> str:
 
 
 def _clause(verdict: Verdict, arm: str, outcome: str) -> str:
+    if outcome == "pending":
+        return f"attribution open until {arm} is trained"
     comparison = verdict.comparisons[f"{verdict.arm} - {arm}"]
-    placebo = arm == "frozen"
+    attributed, other, undecided = OTHERS.get(
+        arm, (f"more than {arm} gives", arm, f"against {arm} undecided")
+    )
     if outcome == "attributed":
-        return "attributed to what the memory learned" if placebo else f"more than {arm} gives"
+        return attributed
     if outcome == "does_as_well":
         below = (comparison.effect_points or 0) < 0 and (comparison.ci95_points or (0, 0))[1] < 0
-        other = "a frozen random memory" if placebo else arm
         return f"{other} does {'better' if below else 'as well'}"
     known = "" if comparison.mde_points is None else f" (MDE {comparison.mde_points:.2f} points)"
-    return f"attribution undecided{known}" if placebo else f"against {arm} undecided{known}"
+    return f"{undecided}{known}"
 
 
 def _thing(verdict: Verdict) -> str:
@@ -193,7 +208,9 @@ def _thing(verdict: Verdict) -> str:
 
 
 def _tuning(verdict: Verdict) -> str:
+    short = verdict.search_fraction
     text = f"Every arm was tuned with n = {count(verdict.twins, 'trial')} per block"
+    text += f", each {100 * short:g} % of a whole training" if short < 1 else ""
     gap = verdict.gap
     if gap is None:
         return f"{text}; the expected-best gap needs at least 2 randomly drawn trials and 3 blocks."
@@ -231,6 +248,83 @@ def _pairing(verdict: Verdict) -> list[str]:
     )
 
 
+def _diverged(verdict: Verdict) -> list[str]:
+    counts = _counts(verdict, "diverged")
+    return [f"Diverged trainings, scored as they ended: {counts}."] if counts else []
+
+
+def _ended_early(verdict: Verdict) -> list[str]:
+    """Early ends and failures, counted apart from the budget that was granted."""
+    early, failed = _counts(verdict, "early"), _counts(verdict, "failed")
+    lines = [f"Ended by the time limit, scored as they stood: {early}."] if early else []
+    return lines + ([f"Failed or out of memory, without a score: {failed}."] if failed else [])
+
+
+def _counts(verdict: Verdict, what: str) -> str:
+    """ "baseline 1, aim 3": the arms that have any."""
+    found = {arm: getattr(b, what) for arm, b in verdict.budget.items()}
+    return ", ".join(f"{arm} {number}" for arm, number in found.items() if number)
+
+
+def _confounds(verdict: Verdict) -> list[str]:
+    found = [f"{k} ({how})" if how else k for k, how in verdict.declared_confounds.items()]
+    return (
+        [f"Declared confounds, in which the arms differ too: {'; '.join(found)}."] if found else []
+    )
+
+
+def _design(verdict: Verdict) -> list[str]:
+    if not verdict.design_for:
+        return []
+    arms = " and ".join(verdict.design_for)
+    return [
+        f"The add-on's design was chosen for {arms} alone, which favors it over other arms with the add-on."
+    ]
+
+
+def _untrained(verdict: Verdict) -> list[str]:
+    if not verdict.untrained or "pending" in verdict.attribution.values():
+        return []
+    arms, are = " and ".join(verdict.untrained), "are" if len(verdict.untrained) > 1 else "is"
+    return [f"{arms} {are} trained only after {verdict.arm} was found better: no attribution."]
+
+
+def _looks(verdict: Verdict) -> list[str]:
+    if not verdict.looks or verdict.extended:
+        return []
+    *some, last = (str(size) for size in verdict.looks)
+    planned = f"{', '.join(some)} and {last}" if some else last
+    if verdict.look is None:
+        return [
+            f"Looks are planned at {planned} blocks; between them the interval is anytime-valid."
+        ]
+    return [
+        f"Look {verdict.look} of those planned at {planned} blocks: each is judged at "
+        f"{100 * verdict.alpha:.1f} %, so that all together err in 5 %."
+    ]
+
+
+def _lost(verdict: Verdict) -> list[str]:
+    lost = verdict.primary.lost_pairs if verdict.primary else 0
+    if not lost:
+        return []
+    what = "pair has" if lost == 1 else "pairs have"
+    return [
+        f"{lost} confirm {what} no score of both arms and {'is' if lost == 1 else 'are'} left out."
+    ]
+
+
+def _uncovered(verdict: Verdict) -> list[str]:
+    if not verdict.blocks or verdict.primary is None or verdict.primary.covers_examples:
+        return []
+    return ["Correctness per example is not recorded: the interval covers this test set only."]
+
+
+def _extended(verdict: Verdict) -> list[str]:
+    text = "Blocks were added after the plan: the interval is anytime-valid."
+    return [text] if verdict.extended else []
+
+
 def _sign_flip(verdict: Verdict) -> list[str]:
     if verdict.sign_flip_p is None or verdict.blocks < 2 or verdict.interim:
         return []
@@ -243,21 +337,23 @@ def _sign_flip(verdict: Verdict) -> list[str]:
 
 
 def _more_blocks(verdict: Verdict) -> list[str]:
-    """After an open end: how much more would decide."""
-    if verdict.verdict != "no_evidence" or verdict.interim or verdict.ci95_points is None:
-        return []
-    if not verdict.rope_points:
-        return []
+    """After an open end: how much more would decide, or what would help where blocks do not."""
     size = f"a true difference of {verdict.rope_points:g} points"
-    if verdict.blocks_to_decide is None:
+    if verdict.blocks_to_decide is not None:
+        more = count(verdict.blocks_to_decide - verdict.blocks, "block")
         return [
-            f"At this spread no number of blocks up to 1,000 would find {size}; more test examples would "
-            "narrow the interval."
+            f"About {more} more would find {size} in 80 % of studies: run the same command again with "
+            f"--set protocol.blocks={verdict.blocks_to_decide}."
         ]
-    more = count(verdict.blocks_to_decide - verdict.blocks, "block")
+    if verdict.reach_points is None:
+        return []
+    help_ = {
+        "examples": "more test examples: those there are differ too much between the arms",
+        "blocks": "more confirm pairs or twins per block, or a recipe that varies less between seeds",
+    }[str(verdict.reach_limit)]
     return [
-        f"About {more} more would find {size} in 80 % of studies: run the same command again with "
-        f"--set protocol.blocks={verdict.blocks_to_decide}."
+        f"{size[0].upper()}{size[1:]} is out of reach of more blocks: {MOST_BLOCKS} in all would find "
+        f"{verdict.reach_points:.2f} points or more. What would help: {help_}."
     ]
 
 

@@ -5,6 +5,9 @@
     evidence.py  ledger history -> arrays of whole blocks
     edges.py     does a searched range cut an arm short?
     budget.py    what every arm was granted, and whether it was equal
+    looks.py     when a study may be judged, and at which level
+    compare.py   arm against arm over the judged blocks
+    result.py    what comes out: Comparison, Verdict
     verdict.py   decides; `reporting.words` puts it in words
 
 scipy for the distributions; every rule and its reason stands beside its function.

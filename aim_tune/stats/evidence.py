@@ -32,12 +32,26 @@ class Differences:
 
 
 def whole_blocks(study: Study, history: History) -> tuple[int, ...]:
-    """Blocks whose requests are all done, in order."""
+    """Blocks in which everything asked of the arms of the first pass is done, in order."""
+    return _whole(study, history, study.main_arms)
+
+
+def trained_arms(study: Study, history: History, blocks: tuple[int, ...]) -> tuple[str, ...]:
+    """The arms that can be compared over `blocks`: those of the first pass, and each later one
+    (attribution after_better) once it is done with all of them."""
+    return tuple(
+        arm
+        for arm in study.arms
+        if arm in study.main_arms or set(blocks) <= set(_whole(study, history, (arm,)))
+    )
+
+
+def _whole(study: Study, history: History, arms: tuple[str, ...]) -> tuple[int, ...]:
     plan = study.protocol
     done = Counter(
         (request.block, request.stage)
         for position, request in history.requests.items()
-        if position in history.done and request.block is not None
+        if position in history.done and request.block is not None and arms[0] in request.arms
     )
     blocks = sorted({block for block, _ in done if block is not None})
     return tuple(
@@ -85,15 +99,13 @@ def twin_scores(
 def _pairs(
     history: History, block: int, arm: str, reference: str
 ) -> list[tuple[Training, Training]]:
-    """The two arms' trainings of each confirm pair of a block."""
-    return [
-        (history.trainings[position, arm], history.trainings[position, reference])
-        for position, request in history.requests.items()
-        if request.stage == "confirm"
-        and request.block == block
-        and arm in request.arms
-        and reference in request.arms
-    ]
+    """The two arms' trainings of each confirm pair of a block: of one request, or of two on the same
+    streams where one arm was trained later."""
+    first, second = (
+        {t.index: t for t in history.rows("confirm", name) if t.block == block}
+        for name in (arm, reference)
+    )
+    return [(first[i], second[i]) for i in sorted(first.keys() & second.keys())]
 
 
 def _accuracy(training: Training) -> float:

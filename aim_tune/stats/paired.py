@@ -25,6 +25,8 @@ ALPHA = 0.05
 POWER = 0.80
 EXACT_LIMIT = 20
 """Most blocks for which all 2^(B-1) sign patterns are counted."""
+MOST_BLOCKS = 200
+"""More blocks than this in all are not advised: out of reach."""
 MIXTURE = 1.0
 """Constant c of the anytime-valid t mixture: 88 % power at an effect of one sd, 12.7 blocks."""
 
@@ -205,11 +207,23 @@ def anytime_in_errors(size: int, alpha: float = ALPHA, *, c: float = MIXTURE) ->
     return None if room <= 0 else float(((factor - 1) * (size - 1) / room) ** 0.5)
 
 
-def blocks_to_detect(sample: Sample, effect: float, *, most: int = 1000) -> int | None:
-    """How many blocks in all would find a true difference of `effect` points in 80 % of studies.
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What adding blocks could do."""
 
-    From the spread seen so far; blocks are added after the plan, so the interval is anytime-valid.
-    What comes from the test examples does not shrink with blocks. None: more than `most`.
+    blocks: int | None
+    """Blocks in all that find the difference in 80 % of studies; None: more than MOST_BLOCKS."""
+    points: float
+    """The true difference that MOST_BLOCKS blocks find in 80 % of studies."""
+    limit: str
+    """What most of the variance comes from then: blocks, or examples (it does not shrink with blocks)."""
+
+
+def reach(sample: Sample, effect: float) -> Reach | None:
+    """How many blocks would find a true difference of `effect` points, from the spread seen so far.
+
+    Blocks are added after the plan, so the interval is anytime-valid. What comes from the test examples
+    does not shrink with blocks. None: nothing to go by (one block, no spread), or no effect named.
     """
     size = sample.size
     if size < 2 or effect <= 0 or sample.interval() is None:
@@ -220,16 +234,24 @@ def blocks_to_detect(sample: Sample, effect: float, *, most: int = 1000) -> int 
         of_blocks, of_examples, of_cells = crossed_parts(sample.cells)
         lasting = max(0.0, of_examples - of_cells)
 
-    def found(blocks: int) -> bool:
-        errors = anytime_in_errors(blocks)
-        variance = lasting + max(of_blocks, of_cells) * size / blocks
-        if errors is None:
-            return False
-        return variance**0.5 * (errors + float(stats.t.isf(1 - POWER, blocks - 1))) <= effect
+    def shrinking(blocks: int) -> float:
+        return max(of_blocks, of_cells) * size / blocks
 
+    def found(blocks: int) -> float:
+        errors = anytime_in_errors(blocks)
+        if errors is None:
+            return float("inf")
+        variance = lasting + shrinking(blocks)
+        return variance**0.5 * (errors + float(stats.t.isf(1 - POWER, blocks - 1)))
+
+    most = max(MOST_BLOCKS, size + 1)
     sizes = range(size + 1, most + 1)
-    place = bisect_left(sizes, True, key=found)
-    return sizes[place] if place < len(sizes) else None
+    place = bisect_left(sizes, True, key=lambda blocks: found(blocks) <= effect)
+    return Reach(
+        blocks=sizes[place] if place < len(sizes) else None,
+        points=found(most),
+        limit="examples" if lasting > shrinking(most) else "blocks",
+    )
 
 
 def anytime_p(

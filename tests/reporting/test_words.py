@@ -239,16 +239,97 @@ def test_after_an_open_end_the_way_on_is_said():
         "About 28 blocks more would find a true difference of 1 points in 80 % of studies: run the same "
         "command again with --set protocol.blocks=34."
     )
-    assert notes(replace(v, blocks_to_decide=None))[-1] == (
-        "At this spread no number of blocks up to 1,000 would find a true difference of 1 points; more test "
-        "examples would narrow the interval."
+
+
+def test_where_blocks_do_not_help_it_is_said_what_would():
+    v = verdict("no_evidence", blocks=6, rope_points=1.0, reach_points=1.7431, reach_limit="blocks")
+    assert notes(v)[-1] == (
+        "A true difference of 1 points is out of reach of more blocks: 200 in all would find 1.74 points or "
+        "more. What would help: more confirm pairs or twins per block, or a recipe that varies less between "
+        "seeds."
     )
-    for other in (
-        replace(v, interim=True),
-        replace(v, verdict="better"),
-        replace(v, ci95_points=None),
-    ):
-        assert not any("would find" in note for note in notes(other))
+    assert notes(replace(v, reach_limit="examples"))[-1].endswith(
+        "What would help: more test examples: those there are differ too much between the arms."
+    )
+
+
+def test_equal_seconds_are_claimed_of_time_matched_alone():
+    timed = replace(PLACEBO, reference="time_matched")
+    v = verdict("better", comparisons={"aim - time_matched": timed})
+    clauses = {
+        "attributed": "better at equal training time too",
+        "does_as_well": "the baseline, trained for the same time, does as well",
+        "undecided": "at equal training time undecided (MDE 1.20 points)",
+    }
+    for outcome, clause in clauses.items():
+        assert attribution(replace(v, attribution={"time_matched": outcome})) == clause
+    stepped = replace(PLACEBO, reference="step_matched")
+    v = verdict("better", comparisons={"aim - step_matched": stepped})
+    assert attribution(replace(v, attribution={"step_matched": "attributed"})) == (
+        "more than step_matched gives"
+    )
+
+
+def test_several_arms_have_a_clause_each():
+    both = {"aim - frozen": PLACEBO, "aim - wide": replace(PLACEBO, reference="wide")}
+    v = verdict(
+        "better", comparisons=both, attribution={"frozen": "attributed", "wide": "undecided"}
+    )
+    assert sentence(v).endswith(
+        "10 blocks), attributed to what the memory learned; against wide undecided (MDE 1.20 points)."
+    )
+
+
+def test_a_placebo_that_is_trained_after_a_better_verdict():
+    later = {"comparisons": {"aim - baseline": MAIN}, "untrained": ("frozen",)}
+    pending = verdict("better", attribution={"frozen": "pending"}, **later)
+    assert sentence(pending).endswith("10 blocks), attribution open until frozen is trained.")
+    assert not any("trained only after" in note for note in notes(pending))
+    never = verdict("no_evidence", **later)
+    assert "frozen is trained only after aim was found better: no attribution." in notes(never)
+
+
+def test_declared_confounds_stand_in_the_sentence():
+    named = {"stem_stride": "1 against 2", "epochs": ""}
+    assert sentence(verdict("worse", declared_confounds=named)).endswith(
+        "10 blocks). Declared confounds, in which the arms differ too: stem_stride (1 against 2); epochs."
+    )
+    withheld = verdict("withheld", reason="one", declared_confounds={"epochs": ""})
+    assert sentence(withheld) == (
+        "Verdict withheld: one. Declared confounds, in which the arms differ too: epochs."
+    )
+
+
+def test_a_design_chosen_for_one_arm_and_a_shortened_search_are_said():
+    lines = notes(verdict("better", design_for=("aim",), search_fraction=0.2))
+    assert lines[:2] == [
+        "Every arm was tuned with n = 5 trials per block, each 20 % of a whole training; the expected-best gap "
+        "needs at least 2 randomly drawn trials and 3 blocks.",
+        "The add-on's design was chosen for aim alone, which favors it over other arms with the add-on.",
+    ]
+
+
+def test_planned_looks_are_said():
+    """Three looks at 8, 12 and 20: the recalibrated level is 2.2 %."""
+    at_look = verdict("better", blocks=12, looks=(8, 12, 20), look=2, alpha=0.0217)
+    assert (
+        "Look 2 of those planned at 8, 12 and 20 blocks: each is judged at 2.2 %, so that all together err "
+        "in 5 %."
+    ) in notes(at_look)
+    between = replace(at_look, look=None, interim=True)
+    assert (
+        "Looks are planned at 8, 12 and 20 blocks; between them the interval is anytime-valid."
+        in notes(between)
+    )
+    assert not any("ook" in note for note in notes(replace(between, extended=True)))
+
+
+def test_early_ends_and_failures_are_counted_apart():
+    counts = {"baseline": budget(early=1, failed=2), "aim": budget(early=3)}
+    assert notes(verdict("better", budget=counts))[1:] == [
+        "Ended by the time limit, scored as they stood: baseline 1, aim 3.",
+        "Failed or out of memory, without a score: baseline 2.",
+    ]
 
 
 def test_a_gap_that_closes_is_said_whatever_the_verdict():

@@ -12,11 +12,11 @@ from aim_tune.stats.paired import (
     anytime_in_errors,
     anytime_p,
     block_variance,
-    blocks_to_detect,
     crossed_variance,
     detectable_in_errors,
     holm,
     p_better_in_new_block,
+    reach,
     sign_flip_p,
     t_quantile,
 )
@@ -195,43 +195,56 @@ def test_holm_intervals_and_adjusted_p_agree():
             assert (low > 0 or high < 0) == (p < 0.05)
 
 
-def test_blocks_to_detect_is_the_first_size_that_finds_the_effect():
+def test_the_blocks_that_would_decide_are_the_first_that_find_the_effect():
     """Only blocks: the standard error shrinks as 1/sqrt(B); anytime-valid half width plus t(0.8)."""
     sample = Sample(differences=np.array([3.0, -2.0, 1.0, 2.0, -3.0, 0.0]))
-    needed = blocks_to_detect(sample, 1.0)
+    needed = reach(sample, 1.0).blocks
     sd = np.std(sample.differences, ddof=1)
 
-    def reach(size):
+    def points(size):
         return sd / size**0.5 * (anytime_in_errors(size) + stats.t.ppf(0.8, size - 1))
 
-    assert reach(needed) <= 1.0 < reach(needed - 1)
+    assert points(needed) <= 1.0 < points(needed - 1)
     assert needed > 43  # (1.96 + 0.84)^2 sd^2 for a plan made before: looking again costs more
 
 
+def test_200_blocks_by_hand():
+    """B = 200, c = 1: factor = (sqrt(201) / .05)^(1/100) = 283.549^.01 = 1.058099; room = 1 - 1.058099
+    / 201 = .994736; half width in errors = sqrt(.058099 x 199 / .994736) = 3.409234; t(.8, 199) = .843431:
+    4.252665 errors. Differences +-4: s^2 = 16 x 6 / 5 = 19.2; error at 200 = sqrt(.096) = .309839."""
+    sample = Sample(differences=np.array([4.0, -4.0, 4.0, -4.0, 4.0, -4.0]))
+    far = reach(sample, 0.5)
+    assert (far.blocks, far.limit) == (None, "blocks")
+    assert far.points == pytest.approx(4.252665 * 0.309839, rel=1e-5)  # 1.31764 points
+    assert reach(sample, 1.3177).blocks == 200
+    assert reach(sample, 1.3175).blocks is None
+
+
 def test_blocks_cannot_buy_what_the_test_examples_lack():
-    """The same 2 of 100 examples decide in every block: that part does not shrink."""
+    """The same 9 of 100 examples decide in every block: that part does not shrink."""
     rng = np.random.default_rng(0)
     cells = np.zeros((10, 100))
     cells[:, :5], cells[:, 5:9] = 100.0, -100.0
     cells[:, 9] = rng.choice([-100.0, 100.0], 10)
     sample = Sample(differences=cells.mean(axis=1), cells=cells)
-    assert blocks_to_detect(sample, 1.0) is None
-    assert blocks_to_detect(sample, 20.0) == 11  # one more is the least that can be added
+    assert reach(sample, 1.0).blocks is None
+    assert reach(sample, 1.0).limit == "examples"
+    assert reach(sample, 20.0).blocks == 11  # one more is the least that can be added
 
 
 @pytest.mark.parametrize("effect", [0.0, -1.0])
 def test_no_effect_needs_no_blocks(effect):
-    assert blocks_to_detect(Sample(differences=np.array([1.0, -1.0, 2.0])), effect) is None
+    assert reach(Sample(differences=np.array([1.0, -1.0, 2.0])), effect) is None
 
 
 def test_one_block_says_nothing_about_more():
-    assert blocks_to_detect(Sample(differences=np.array([1.0])), 1.0) is None
+    assert reach(Sample(differences=np.array([1.0])), 1.0) is None
 
 
 def test_the_named_number_of_blocks_finds_the_effect_in_80_percent():
     """Spread known exactly: 6 blocks of sd 1; then 400 studies of the named size with the true effect."""
     seen = np.array([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0]) / (6 / 5) ** 0.5
-    size = blocks_to_detect(Sample(differences=seen), 0.7)
+    size = reach(Sample(differences=seen), 0.7).blocks
     rng = np.random.default_rng(0)
     found = 0
     for _ in range(400):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -358,7 +359,76 @@ def test_after_no_evidence_the_blocks_that_would_decide_are_named():
     v = verdict_of(gains({"aim": [3, -2, 1, 2, -3, 0]}), blocks=6, rope_points=1.0)
     assert v.verdict == "no_evidence"
     assert v.blocks_to_decide > 43
+    assert (v.reach_points, v.reach_limit) == (None, None)
     assert verdict_of(gains({"aim": [1, 2, 3, 1, 2, 3]}), blocks=6).blocks_to_decide is None
     study = example_study(blocks=6, twins=1, confirm=1, arms=("baseline", "aim"))
     part = simulated_history(study, gains({"aim": [3, -2, 1, 2, -3, 0]}), requests=8)
     assert decide(study, part).blocks_to_decide is None  # the plan goes on anyway
+
+
+def test_beyond_200_blocks_no_number_is_named_but_what_200_would_find():
+    """Six blocks, 4 of 400 answers more or less, on other examples each time: d = +-1, s^2 = 1.2.
+
+    Examples: 24 means of +-100/6, so 24 (100/6)^2 / 399 / 400 = .0417711; cells: (240,000 in all - 2,400
+    of blocks - 40,000 of examples) / (5 x 399) / 2,400 = .0412698; their difference, .0005013, stays. At
+    200 blocks: .0005013 + 1.2 / 200 = .0065013, its root .0806307, times 4.252665 (test_paired).
+    """
+    v = verdict_of(gains({"aim": [4, -4] * 3}, examples=400), blocks=6, rope_points=0.1)
+    assert (v.verdict, v.blocks_to_decide, v.reach_limit) == ("no_evidence", None, "blocks")
+    assert v.reach_points == pytest.approx(0.0806307 * 4.252665, rel=1e-4)
+
+
+def looking(
+    play, *, requests=None, attribution="always", arms=("baseline", "aim"), looks=(8, 12, 20)
+):
+    """A study of 20 blocks with planned looks; `requests` of 2 per block are done."""
+    study = example_study(blocks=20, twins=1, confirm=1, arms=arms)
+    study = replace(study, protocol=replace(study.protocol, looks=looks, attribution=attribution))
+    return decide(study, simulated_history(study, play, requests=requests))
+
+
+STEADY = [1, 2, 3, 1, 2, 3, 1, 2] * 3
+
+
+def test_the_first_planned_look_that_decides_ends_the_study():
+    """d = 1 2 3 1 2 3 1 2: mean 1.875. 15 of 100 examples at 100/8: s_example^2/n = (15 x 12.5^2 - 100 x
+    1.875^2) / 99 / 100 = .201231, the floor (blocks .0870536, cells .235862): error .448588. At the level
+    of three looks, .0217: t(7) = 2.940 instead of 2.365."""
+    v = looking(gains({"aim": STEADY}), requests=18)  # nine blocks: the look takes eight
+    assert (v.verdict, v.blocks, v.look, v.interim) == ("better", 8, 1, False)
+    assert v.alpha == pytest.approx(0.0217, abs=2e-4)
+    assert v.ci95_points == pytest.approx((1.875 - 1.3190, 1.875 + 1.3190), abs=0.003)
+    assert v.primary.ci95_block_points == pytest.approx((1.875 - 0.8676, 1.875 + 0.8676), abs=0.003)
+
+
+def test_a_look_needs_more_than_5_percent():
+    """d = 1 1 1 1 1 1 1 0: mean .875; 7 examples at 12.5: error sqrt((7 x 12.5^2 - 100 x .875^2) / 9900) =
+    .320540, t(7) = 2.72977, p = .0294: enough for a study of 8 blocks, not for the first of three looks."""
+    d = [1, 1, 1, 1, 1, 1, 1, 0]
+    alone = verdict_of(gains({"aim": d}), blocks=8)
+    assert (alone.verdict, alone.primary.p_value) == ("better", pytest.approx(0.02936, abs=1e-4))
+    look = looking(gains({"aim": d}), requests=16)
+    assert (look.blocks, look.interim, look.look) == (8, True, None)  # so the study goes on
+    assert look.primary.ci95_points[0] < 0
+
+
+def test_between_looks_the_interval_is_anytime_valid_and_nothing_ends():
+    noisy = [3, -2, 1, 2, -3, 0] * 4
+    v = looking(gains({"aim": noisy}), requests=22)
+    assert (v.verdict, v.blocks, v.interim, v.anytime) == ("no_evidence", 11, True, True)
+    assert (v.look, v.alpha, v.blocks_to_decide) == (None, 0.05, None)
+
+
+def test_the_last_look_ends_the_study_whatever_it_says():
+    noisy = [3, -2, 1, 2, -3, 0] * 4
+    v = looking(gains({"aim": noisy}, examples=200))
+    assert (v.verdict, v.blocks, v.look, v.interim) == ("no_evidence", 20, 3, False)
+    assert v.blocks_to_decide is not None or v.reach_points is not None
+
+
+def test_better_on_this_test_set_does_not_end_a_study_early():
+    """The gain sits on the same examples in every block: more blocks are the plan, so they are made."""
+    same = gains({"aim": [1, 1, 1, 1, 1, 2, 1, 2] * 3}, apart=False)
+    assert looking(same, requests=16).interim
+    end = looking(same)
+    assert (end.verdict, end.claim, end.look) == ("better", "this_test_set", 3)
