@@ -27,6 +27,8 @@ class History:
     """All test_look records."""
     blocks: int | None = None
     """Number of blocks after the last `extended` record; None: as declared."""
+    gates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name -> gate record: whether the study was to go on there."""
     interrupted: bool = False
     """Whether the last run was stopped by the user and has not been resumed."""
     verdict: dict[str, Any] | None = None
@@ -53,6 +55,12 @@ class History:
     def of(self, position: str) -> list[Training]:
         """The trainings of one request, in the order of its arms."""
         return [self.trainings[position, arm] for arm in self.requests[position].arms]
+
+    @property
+    def stopped(self) -> dict[str, Any] | None:
+        """The gate that ended the blocks early: a planned look that decided, or the budget."""
+        closed = (g for n, g in self.gates.items() if not g["open"] and not n.startswith("attr"))
+        return next(closed, None)
 
     def _on_declared(self, record: Mapping[str, Any]) -> None:
         self.declared = dict(record)
@@ -136,6 +144,9 @@ class History:
             training = self._training({**record, "arm": arm})
             training.test_accuracy = test["accuracy"]
             training.correct = test["correct"]
+
+    def _on_gate(self, record: Mapping[str, Any]) -> None:
+        self.gates[record["gate"]] = dict(record)
 
     def _on_verdict(self, record: Mapping[str, Any]) -> None:
         self.verdict = dict(record["verdict"])

@@ -5,12 +5,13 @@
     resumed            node, pid            (the same command again)
     extended           blocks               (protocol.blocks grew)
     asked              position, request (dict), content_hash, reused_from (position or null)
-    training_started   position, arm, attempt, node, device, pid
+    training_started   position, arm, attempt, node, device, pid, code (hash of the worker's own)
     epoch              position, arm, attempt, step, epoch, train_loss, val_loss, val_accuracy, lr, seconds
     training_done      position, arm, attempt, result (TrainingResult as dict)
     job_lost           position, arms, reason            (worker killed, node gone...)
     test_look          position, arms, examples          (written BEFORE the labels are used)
     request_done       position, test: {arm: {accuracy, correct}}    (test is {} except in confirm pairs)
+    gate               gate (look/8, block/7, attribution/10), blocks, open, verdict, reason
     interrupted        reason
     verdict            verdict (dict, see stats.verdict)
 
@@ -28,7 +29,7 @@ from aim_tune.spec.request import Point
 
 EVENTS = (
     "declared", "resumed", "extended", "asked", "training_started", "epoch", "training_done",
-    "job_lost", "test_look", "request_done", "interrupted", "verdict",
+    "job_lost", "test_look", "request_done", "gate", "interrupted", "verdict",
 )  # fmt: skip
 """Every event there is; see the table above."""
 
