@@ -195,7 +195,10 @@ AWS: list[tuple[str, Change, str]] = [
     ("no storage", lambda c: drop(c, "metadata"), r"^metadata\.storage: is missing"),
     ("storage on one disk", lambda c: put(c, "metadata/storage", "/home/me/results"),
      r"^metadata\.storage: .*own disk"),
-    ("a bucket", lambda c: put(c, "metadata/storage", "s3://mine"), r"^metadata\.storage: .*mount"),
+    ("a bucket without a prefix", lambda c: put(c, "metadata/storage", "s3://mine"),
+     r"^metadata\.storage: .*s3://BUCKET/PREFIX"),
+    ("another vendor's bucket", lambda c: put(c, "metadata/storage", "gs://mine/x"),
+     r"^metadata\.storage: .*s3://BUCKET/PREFIX"),
     ("two storages", lambda c: put(c, "metadata/storage", "/mnt/other"), rf"^{HEAD}: MLflow keeps"),
 ]  # fmt: skip
 LOCAL: list[tuple[str, Change, str]] = [
