@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from aim_tune.ledger import History, Ledger
     from aim_tune.ledger_copy import LedgerCopy
     from aim_tune.reporting.terminal import Console
-    from aim_tune.spec import Catalog, Study
+    from aim_tune.spec import Catalog, Recipe, Study
     from aim_tune.stats import Verdict
     from aim_tune.storage import Storage
     from aim_tune.tracking.mirror import Mirror
@@ -289,6 +289,9 @@ class _Run:
         from aim_tune.reporting.progress import Progress
         from aim_tune.training.schedules import total_steps
 
+        def allotted(recipe: Recipe) -> int:
+            return total_steps(recipe, self.info.train)
+
         study, began = self.study, time.time()
         labels = test_labels(study.data, self.catalog) if study.protocol.confirm else None
         history = ledger.history
@@ -300,11 +303,11 @@ class _Run:
             with Progress(study, console=self.console, slots=engine.slots, history=history) as bar:
                 conductor = Conductor(
                     study,
-                    Machine(study),
+                    Machine(study, allotted=allotted),
                     ledger,
                     labels,
                     [bar.event, *listeners],
-                    allotted_steps=lambda recipe: total_steps(recipe, self.info.train),
+                    allotted_steps=allotted,
                 )
                 engine.run(conductor, study, self._checkpoints(), stop=self.stop)
         except Interrupted as error:

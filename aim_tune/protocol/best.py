@@ -15,6 +15,7 @@ from typing import Any
 from aim_tune.errors import UserError, unknown
 from aim_tune.ledger import History, Training
 from aim_tune.spec.study import BASELINE, Study
+from aim_tune.stats.amounts import requests_to_run
 
 FORMAT = "aim_tune.best_config/1"
 MOST_FAILED = 0.2
@@ -26,7 +27,7 @@ def study_status(study: Study, history: History) -> str:
     failed, done = _failures(history)
     if failed > MOST_FAILED * done:
         return "failed"
-    return "complete" if len(history.done) >= _planned(study, history) else "unfinished"
+    return "complete" if len(history.done) >= requests_to_run(study, history) else "unfinished"
 
 
 def best_config(
@@ -64,13 +65,6 @@ def best_config(
     }
 
 
-def _planned(study: Study, history: History) -> int:
-    """Requests of the study, blocks that were added included."""
-    protocol = study.protocol
-    more = (history.blocks or protocol.blocks) - protocol.blocks
-    return study.requests_planned + more * (protocol.twins + protocol.confirm)
-
-
 def _failures(history: History) -> tuple[int, int]:
     """Trainings that failed, and all that ended."""
     ended = [t for t in history.rows() if t.done and t.reused_from is None]
@@ -79,7 +73,7 @@ def _failures(history: History) -> tuple[int, int]:
 
 def _refusal(study: Study, history: History, status: str) -> str:
     if status == "unfinished":
-        done, planned = len(history.done), _planned(study, history)
+        done, planned = len(history.done), requests_to_run(study, history)
         return (
             f"the study is unfinished: {done} of {planned} requests are done. Run the same search "
             "command again to finish it, or export what there is with --allow-unfinished."

@@ -31,7 +31,9 @@ class Tally:
 
     study: Study
     blocks: int = 0
-    """Planned now: `extended` raises it."""
+    """Planned now: `extended` raises it, a closed gate lowers it."""
+    later: bool = False
+    """Whether the arms that wait for a "better" are trained."""
     finished: set[tuple[str, str]] = field(default_factory=set)
     """(position, arm) with a result."""
     here: int = 0
@@ -47,14 +49,18 @@ class Tally:
 
     @property
     def planned(self) -> int:
-        """Trainings of the whole study."""
-        p = self.study.protocol
-        requests = p.explore.requests + self.blocks * (p.twins + p.confirm)
-        return max(requests * len(self.study.arms), len(self.finished))
+        """Trainings of the whole study; arms that wait count once they are called."""
+        study, p = self.study, self.study.protocol
+        block = p.twins + p.confirm
+        explore = p.explore.requests * len(p.explore.arms or study.explore_arms)
+        arms = len(study.arms if self.later else study.main_arms)
+        return max(explore + self.blocks * block * arms, len(self.finished))
 
     def known(self, history: History) -> None:
         """Take what an earlier run has done."""
         self.blocks = history.blocks or self.blocks
+        for gate in history.gates.values():
+            self.add(gate)
         for t in history.rows():
             if t.result is not None:
                 self._finish(t.position, t.arm, t.result.status, t.result.val_accuracy)
@@ -64,6 +70,10 @@ class Tally:
         match record["event"]:
             case "extended":
                 self.blocks = record["blocks"]
+            case "gate" if record["gate"].startswith("attribution"):
+                self.later = record["open"]
+            case "gate":
+                self.blocks = self.blocks if record["open"] else record["blocks"]
             case "asked":
                 if record.get("reused_from"):
                     self._reuse(record)
@@ -92,8 +102,8 @@ class Tally:
 
     def _stage(self, position: str) -> str:
         parts = position.split("/")
-        if parts[0] == "explore":
-            return "explore"
+        if parts[0] not in ("block", "after"):
+            return {"match": "measuring step times"}.get(parts[0], parts[0])
         return f"block {int(parts[1]) + 1} of {self.blocks}, {parts[2]}"
 
     def words(self) -> list[str]:

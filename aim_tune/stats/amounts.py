@@ -1,0 +1,23 @@
+"""How much of a study is still to run, with blocks that were added, ended early, or run again for arms that
+waited. Pure: study and history in, numbers out."""
+
+from __future__ import annotations
+
+from aim_tune.ledger import History
+from aim_tune.spec.study import MEASURED, Study
+
+
+def blocks_to_run(study: Study, history: History) -> int:
+    """Blocks in all: as planned, as extended, or fewer where a look decided or the budget was used up."""
+    planned = history.blocks or study.protocol.blocks
+    return min(planned, history.stopped["blocks"]) if history.stopped else planned
+
+
+def requests_to_run(study: Study, history: History) -> int:
+    """Requests in all. As long as it is open whether waiting arms are trained, they count."""
+    p, blocks = study.protocol, blocks_to_run(study, history)
+    own = blocks * (p.twins + p.confirm)
+    gate = history.gates.get(f"attribution/{blocks}", {"open": True})
+    later = own if study.later_arms and gate["open"] else 0
+    arms = study.arms if later else study.main_arms
+    return p.explore.requests + bool(blocks and set(arms) & set(MEASURED)) + own + later
