@@ -286,7 +286,8 @@ def _provenance(study: Study, history: History, verdict: Verdict) -> str:
 def _plan_text(study: Study, history: History) -> str:
     p = study.protocol
     if not study.protocol.blocks:
-        return count(p.explore.trials, "explore trial")
+        more = f", {p.explore.finalists} finalists" if p.explore.finalists else ""
+        return count(p.explore.trials, "explore trial") + more
     done = len(whole_blocks(study, history))
     return f"{done} of {history.blocks or p.blocks} blocks of {p.twins} twins and {p.confirm} confirm pairs"
 

@@ -6,6 +6,7 @@ size you declared to matter", "attributed to what the memory learned". Every cas
 
 from __future__ import annotations
 
+from aim_tune.reporting.words_explore import explore_notes
 from aim_tune.stats.paired import MOST_BLOCKS, Interval
 from aim_tune.stats.verdict import SIGN_FLIP_FROM, Comparison, Verdict
 
@@ -48,11 +49,12 @@ def sentence(verdict: Verdict) -> str:
 def notes(verdict: Verdict) -> list[str]:
     """What must be said beside the verdict: tuning budget, pairing, looks, limits."""
     if verdict.verdict == "not_asked":
-        return _counted(verdict)
+        return [*explore_notes(verdict), *_counted(verdict)]
     return [
         *_edges(verdict),
         _tuning(verdict),
         *_design(verdict),
+        *explore_notes(verdict),
         *_untrained(verdict),
         *_pairing(verdict),
         *_looks(verdict),
@@ -228,8 +230,10 @@ def _tuning(verdict: Verdict) -> str:
 def _edges(verdict: Verdict) -> list[str]:
     return [
         f"{edge.arm} keeps choosing {edge.setting} at the {edge.end} end of its range (median "
-        f"{edge.median:.3g}, the range ends at {edge.limit:g}): its best may lie beyond. "
-        "Widen the range before believing the difference."
+        f"{edge.median:.3g}, the range ends at {edge.limit:.4g}"
+        f"{', where explore has cut it' if edge.narrowed else ''}): its best may lie beyond. "
+        f"{'Search without narrow' if edge.narrowed else 'Widen the range'} before believing the "
+        "difference."
         for edge in verdict.edges
     ]
 

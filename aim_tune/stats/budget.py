@@ -38,6 +38,10 @@ class Budget:
     """Trainings ended by the time limit; they keep the score they reached."""
     steps_done: int
     """Steps really made."""
+    oom: int = 0
+    """Of the failed ones, those that ran out of memory."""
+    pruned: int = 0
+    """Trainings stopped early in explore, below their arm's ladder; they keep the score they reached."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form."""
@@ -76,6 +80,8 @@ def _budget(history: History, rows: Sequence[Training], arm: str) -> Budget:
         diverged=statuses.count("diverged"),
         early=statuses.count("timeout"),
         steps_done=sum(r.steps for r in results),
+        oom=statuses.count("oom"),
+        pruned=statuses.count("pruned"),
     )
 
 

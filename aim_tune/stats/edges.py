@@ -12,7 +12,7 @@ Choices have no ends.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from statistics import NormalDist, fmean, median
 from typing import TypeAlias
@@ -20,6 +20,7 @@ from typing import TypeAlias
 from aim_tune.ledger import History, Training
 from aim_tune.spec.space import IntUniform, Uniform
 from aim_tune.spec.study import Study
+from aim_tune.stats.narrow import block_ranges
 
 ALPHA = 0.10
 """Chance of a drift in an arm for which no setting matters."""
@@ -45,11 +46,17 @@ class Edge:
     """How far the chosen values lie from the drawn ones, in standard errors, away from the middle."""
     blocks: int
     """Blocks that were looked at."""
+    narrowed: bool = False
+    """Whether explore has set this end; the study allowed more."""
 
 
 def edges(study: Study, history: History, blocks: Sequence[int]) -> tuple[Edge, ...]:
     """The warnings over `blocks`, by setting and arm."""
-    ranges = {k: d for k, d in study.shared.items() if isinstance(d, (Uniform, IntUniform))}
+    ranges = {
+        k: d
+        for k, d in block_ranges(study, history).items()
+        if isinstance(d, (Uniform, IntUniform)) and d.low < d.high
+    }
     least = NormalDist().inv_cdf(1 - ALPHA / (2 * len(ranges))) if ranges else 0.0
     drawn = _drawn(history, blocks)
     found = [
@@ -57,7 +64,15 @@ def edges(study: Study, history: History, blocks: Sequence[int]) -> tuple[Edge, 
         for name in sorted(ranges)
         for arm in study.arms
     ]
-    return tuple(edge for edge in found if edge is not None)
+    return tuple(_seen_whole(study, edge) for edge in found if edge is not None)
+
+
+def _seen_whole(study: Study, edge: Edge) -> Edge:
+    """The warning, with whether its end is one of the study's own."""
+    whole = study.shared[edge.setting]
+    assert isinstance(whole, (Uniform, IntUniform)), "only ranges have ends"
+    end = whole.high if edge.end == "high" else whole.low
+    return replace(edge, narrowed=edge.limit != float(end))
 
 
 Drawn: TypeAlias = Sequence[tuple[Training, Sequence[Training]]]

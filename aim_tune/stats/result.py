@@ -13,6 +13,7 @@ from typing import Any
 from aim_tune.spec.study import BASELINE
 from aim_tune.stats.budget import Budget
 from aim_tune.stats.edges import Edge
+from aim_tune.stats.explored import Explored
 from aim_tune.stats.paired import ALPHA, Interval
 from aim_tune.stats.tuning import Gap
 
@@ -130,6 +131,8 @@ class Verdict:
     """Planned looks, in blocks; none: judged once, at the end."""
     look: int | None = None
     """At which of the planned looks (from 1) the study was judged; None: at none of them."""
+    explored: Explored | None = None
+    """What explore came to; None without one."""
     design_for: tuple[str, ...] = ()
     """The arms for which alone explore chose the add-on's design; none named: for all that have one."""
     declared_confounds: Mapping[str, str] = field(default_factory=dict)
@@ -181,6 +184,7 @@ class Verdict:
         for key in ("budget", "explore_budget"):
             own[key] = {k: Budget(**v) for k, v in own[key].items()}
         own["gap"] = Gap(**_tuples(own["gap"])) if own["gap"] else None
+        own["explored"] = Explored.from_dict(own["explored"]) if own.get("explored") else None
         own["edges"] = tuple(Edge(**e) for e in own.get("edges", ()))
         return cls(**_tuples(own))
 

@@ -105,7 +105,7 @@ def simulated_events(
 
 def _positions(study: Study) -> list[str]:
     plan = study.protocol
-    explore = [f"explore/{i}" for i in range(plan.explore.trials)]
+    explore = [f"explore/{i}" for i in range(plan.explore.requests)]
     stages = [f"twin/{i}" for i in range(plan.twins)] + [
         f"confirm/{i}" for i in range(plan.confirm)
     ]

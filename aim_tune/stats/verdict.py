@@ -19,6 +19,7 @@ from aim_tune.stats.budget import budgets, inequality
 from aim_tune.stats.compare import compare, figure, sample_of
 from aim_tune.stats.edges import edges
 from aim_tune.stats.evidence import differences, trained_arms, twin_scores, whole_blocks
+from aim_tune.stats.explored import explore_facts
 from aim_tune.stats.looks import Look, looks_of
 from aim_tune.stats.paired import Interval, reach
 from aim_tune.stats.result import OUTCOMES, VERDICTS, ArmSummary, Comparison, Verdict
@@ -124,6 +125,7 @@ def _facts(study: Study, history: History, look: Look, arms: Sequence[str], arm:
         alpha=look.alpha,
         looks=tuple(study.protocol.looks),
         look=look.number,
+        explored=explore_facts(study, history),
         design_for=_design_for(study),
         declared_confounds=study.declared_confounds,
         untrained=tuple(a for a in study.arms if a not in arms),
