@@ -7,7 +7,7 @@ import inspect
 from aim_tune.addons import ADDONS
 from aim_tune.addons.memory import ARMS, attach
 from aim_tune.addons.memory.arms import MATCHED
-from aim_tune.addons.memory.attach import _CHOICES
+from aim_tune.addons.memory.settings import CHOICES
 
 
 def test_the_settings_of_memory_are_what_attach_takes_with_the_same_defaults() -> None:
@@ -15,8 +15,8 @@ def test_the_settings_of_memory_are_what_attach_takes_with_the_same_defaults() -
     for name, setting in row.settings.items():
         if name != "memory_shape":  # attach alone has no preset for the shape
             assert accepted[name].default == setting.default, name
-        if name in _CHOICES:
-            assert tuple(setting.options) == tuple(_CHOICES[name]), name
+        if name in CHOICES:
+            assert tuple(setting.options) == tuple(CHOICES[name]), name
 
 
 def test_the_arms_of_memory_are_what_attach_builds() -> None:

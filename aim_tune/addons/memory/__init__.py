@@ -8,10 +8,11 @@ every arm of a study. `published` is the network of the article, for reference.
 from __future__ import annotations
 
 from aim_tune.addons.memory.arms import build, build_published
-from aim_tune.addons.memory.attach import ARMS, PRESETS, attach, baseline_state_dict, detach
+from aim_tune.addons.memory.attach import attach, baseline_state_dict, detach
 from aim_tune.addons.memory.pictures import MemoryAlbum
 from aim_tune.addons.memory.published import keras_count, published_resnet50
 from aim_tune.addons.memory.report import AttachReport
+from aim_tune.addons.memory.settings import ARMS, PRESETS
 
 __all__ = [
     "ARMS",

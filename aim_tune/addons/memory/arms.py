@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from aim_tune.addons.dry_run import dry_run
-from aim_tune.addons.memory.attach import ARMS, PRESETS, attach
+from aim_tune.addons.memory.attach import attach
+from aim_tune.addons.memory.settings import ARMS, PRESETS
 from aim_tune.addons.wide import widened
 from aim_tune.errors import AttachError, unknown
 
@@ -39,7 +40,8 @@ def build(
     (`widen_to`; the backbone as it is where that is no more than it has). `time_matched` is the backbone
     itself, which a study trains for more steps. Raises AttachError for what cannot be built.
     """
-    given = {"seed": seed, "example_input": torch.zeros(1, *image_shape), **settings}
+    example = torch.zeros(1, *image_shape)
+    given = {"seed": seed, "example_input": example, "measured": False, **settings}
     if arm in ARMS:
         return attach(backbone, arm=arm, **given)[0]
     if arm not in MATCHED:
@@ -97,7 +99,8 @@ def build_published(
         "memory_shape": memory_shape,
         "arm": "frozen" if arm == "frozen" else "aim",
     }
-    return attach(backbone, seed=seed, example_input=torch.zeros(1, *image_shape), **settings)[0]
+    example = torch.zeros(1, *image_shape)
+    return attach(backbone, seed=seed, example_input=example, measured=False, **settings)[0]
 
 
 def _parameters(model: nn.Module) -> int:

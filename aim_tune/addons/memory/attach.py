@@ -9,16 +9,14 @@ activation checkpointing (layers run outside the forward pass: AttachError).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aim_tune.addons.dry_run import count_flops, dry_run
+from aim_tune.addons.dry_run import dry_run, training_run
 from aim_tune.addons.memory.layers import (
-    ACTIVATIONS,
     READERS,
     ConvBank,
     MemoryBank,
@@ -27,69 +25,21 @@ from aim_tune.addons.memory.layers import (
     as_plain,
     as_reader,
 )
-from aim_tune.addons.memory.plan import Plan, Shape, Update, make_plan
+from aim_tune.addons.memory.plan import Plan, Update, make_plan
 from aim_tune.addons.memory.readable import Reader
 from aim_tune.addons.memory.report import AttachReport
-from aim_tune.errors import AttachError, unknown
+from aim_tune.addons.memory.settings import (
+    ARMS,
+    Arm,
+    check_arm,
+    check_checkpointing,
+    check_conv,
+    checked,
+)
+from aim_tune.errors import AttachError
 
 BANK = "memory_bank"
 """Name under which a network holds its memory and update blocks: state_dict keys `memory_bank.*`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """What an arm does with its memory."""
-
-    learned: bool = False
-    """Whether memory is a parameter."""
-    rewritten: bool = False
-    """Whether update blocks rewrite it."""
-    layout: str | None = None
-    """Replaces the setting; control arms without positions or without numbers have their own."""
-    noise: bool = False
-    shuffled: bool = False
-
-
-ARMS: dict[str, Arm] = {
-    "aim": Arm(learned=True, rewritten=True),
-    "no_update": Arm(learned=True),
-    "frozen": Arm(),
-    "reset": Arm(rewritten=True),
-    "shuffled": Arm(learned=True, rewritten=True, shuffled=True),
-    "constant": Arm(learned=True, layout="constant"),
-    "coordinates": Arm(layout="coordinates"),
-    "noise": Arm(noise=True),
-}
-"""Arm -> what it does with its memory; `arms.build` knows those without one as well."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"memory_shape": (4, 4, 16)},
-    "described": {
-        "memory_shape": (7, 7, 1024),
-        "layout": "raster",
-        "pool": "last",
-        "init": "normal",
-        "origin": "conv",
-        "update_at": "first",
-    },
-}
-PRESETS["published"] = {**PRESETS["described"], "second_memory": True}
-"""Name -> settings for `attach`. fast: the defaults. described: the published order of operations, with all
-flows as the article's text says. published: what its code does (most blocks read a second memory)."""
-
-_CHOICES: dict[str, Sequence[str]] = {
-    "activation": tuple(ACTIVATIONS),
-    "write": ("none", "sample", "batch"),
-    "readers": ("block", "all"),
-    "init": ("zero", "normal"),
-    "arm": tuple(ARMS),
-    "layout": ("aligned", "raster"),
-    "pool": ("first", "last"),
-    "rule": ("overwrite", "residual"),
-    "carry": ("weights", "ema"),
-    "origin": ("free", "conv"),
-    "update_at": ("last", "first"),
-}
 
 
 def attach(
@@ -113,6 +63,7 @@ def attach(
     update_at: str = "last",
     update_every: int | None = None,
     second_memory: bool = False,
+    measured: bool = True,
 ) -> tuple[nn.Module, AttachReport]:
     """`model` itself, now with a memory, and a report of what was done.
 
@@ -136,6 +87,8 @@ def attach(
     update_every   blocks between two updates; None: an update at the end of each resolution or, where
                    it never changes (dense and token networks), after each quarter of the blocks
     second_memory  as published: later blocks of a resolution read another memory, never written
+    measured       whether the report says what the memory costs in FLOPs and bytes, which takes two
+                   more passes on meta tensors
 
     Raises AttachError, with `model` unchanged, where a setting is impossible for this network.
 
@@ -158,13 +111,15 @@ def attach(
     }
     if isinstance(readers, str):
         settings["readers"] = readers
-    shape = _checked(model, memory_shape, update_width, kernel_size, update_every, settings)
+    if hasattr(model, BANK):
+        raise AttachError("this network has a memory already; detach it first.")
+    shape = checked(memory_shape, update_width, kernel_size, update_every, settings)
     kind = ARMS[arm]
     if origin == "conv":
-        _check_conv(arm, carry)
+        check_conv(arm, carry)
     write = write if kind.rewritten else "none"
     layout = kind.layout or layout
-    before = dry_run(model, example_input)
+    before, training = dry_run(model, example_input), training_run(model, example_input)
     plan = make_plan(
         model,
         before,
@@ -176,7 +131,8 @@ def attach(
         update_every=update_every,
         second_memory=second_memory and origin == "conv",
     )
-    _check_arm(arm, plan, write, rule, carry)
+    check_arm(arm, plan, write, rule, carry)
+    check_checkpointing(plan, before, training)
     parameters = _parameters(model)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -198,13 +154,16 @@ def attach(
                 )
             )
     _install(model, bank, plan.readers, reads, plan.updates)
-    flops = count_flops(model, example_input.shape[1:], example_input.dtype)
+    after, trained = None, None
+    if measured:
+        after, trained = dry_run(model, example_input), training_run(model, example_input)
     report = AttachReport(
         arm=arm,
         write=write,
         plan=plan,
         parameters=(parameters, _parameters(model)),
-        flops=(before.flops, flops),
+        flops=None if after is None else (before.flops, after.flops),
+        saved_bytes=(training.saved_bytes, trained.saved_bytes) if training and trained else None,
     )
     return model, report
 
@@ -216,7 +175,7 @@ def detach(model: nn.Module) -> nn.Module:
         if type(module) in READERS.values():
             as_plain(module)
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [k for k, hook in hooks.items() if _owner(hook) in (bank, *bank.updates)]:
+            for key in [k for k, hook in hooks.items() if _ours(hook, bank)]:
                 del hooks[key]
     delattr(model, BANK)
     return model
@@ -230,64 +189,6 @@ def baseline_state_dict(model: nn.Module) -> dict[str, Tensor]:
         for key, value in model.state_dict().items()
         if not key.startswith(f"{BANK}.") and key.rpartition(".")[2] != "mem_weight"
     }
-
-
-def _checked(
-    model: nn.Module,
-    memory_shape: Sequence[int],
-    update_width: int,
-    kernel_size: int,
-    update_every: int | None,
-    settings: Mapping[str, str],
-) -> Shape:
-    """The memory shape as a tuple. Raises AttachError for values that no network could take."""
-    for name, value in settings.items():
-        if value not in _CHOICES[name]:
-            raise AttachError(unknown(name, value, _CHOICES[name]))
-    if len(memory_shape) != 3 or any(type(n) is not int or n < 1 for n in memory_shape):
-        raise AttachError(
-            f"memory_shape is {list(memory_shape)}; it must be three positive integers: rows, columns, "
-            "channels, such as [4, 4, 16]."
-        )
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise AttachError(f"kernel_size is {kernel_size}; it must be odd and positive: 1, 3, 5...")
-    if update_width < 1:
-        raise AttachError(f"update_width is {update_width}; it must be 1 or more.")
-    if update_every is not None and update_every < 1:
-        raise AttachError(f"update_every is {update_every}; it must be 1 or more, or None.")
-    if hasattr(model, BANK):
-        raise AttachError("this network has a memory already; detach it first.")
-    rows, columns, channels = memory_shape
-    return rows, columns, channels
-
-
-def _check_conv(arm: str, carry: str) -> None:
-    """Refuse what the published form of memory cannot be."""
-    if arm not in ("aim", "no_update", "frozen") or carry != "weights":
-        raise AttachError(
-            f"origin: conv cannot be combined with arm {arm} and carry: {carry}; it knows the arms aim, "
-            "no_update and frozen, and carry: weights. Use origin: free."
-        )
-
-
-def _check_arm(arm: str, plan: Plan, write: str, rule: str, carry: str) -> None:
-    """Refuse arms that would not be what their name says."""
-    if plan.dense and ARMS[arm].layout:
-        raise AttachError(
-            f"arm {arm} asks what position alone does; this network has no positions. Leave this arm out."
-        )
-    if arm == "shuffled" and write != "sample":
-        raise AttachError(
-            f"arm shuffled with write: {write} has nothing to shuffle: all images share one memory. Use "
-            "write: sample, or leave this arm out."
-        )
-    if arm == "reset" and write == "none":
-        raise AttachError("arm reset with write: none is arm frozen. Use write: sample or batch.")
-    if carry == "ema" and rule == "residual" and write != "none":
-        raise AttachError(
-            "carry: ema with rule: residual adds what it carries again and again, without bound. Use "
-            "rule: overwrite, or carry: weights."
-        )
 
 
 def _bank(plan: Plan, kind: Arm, layout: str, origin: str, *, carry: bool) -> MemoryBank:
@@ -347,6 +248,9 @@ def _install(
     for update, block in zip(updates, bank.updates, strict=True):
         assert isinstance(block, UpdateBlock)
         model.get_submodule(update.name).register_forward_hook(block.rewrite)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.register_forward_pre_hook(_by_modules)
     model.add_module(BANK, bank)
     model.register_forward_pre_hook(bank.begin)
     model.register_forward_hook(bank.end)
@@ -360,8 +264,13 @@ def memory_of(model: nn.Module) -> MemoryBank:
     return bank
 
 
-def _owner(hook: Any) -> Any:
-    return getattr(hook, "__self__", None)
+def _by_modules(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Does nothing. A hook keeps nn.TransformerEncoderLayer from its fast path for evaluation, which uses
+    the weights of its layers without running them: they would not read."""
+
+
+def _ours(hook: Any, bank: MemoryBank) -> bool:
+    return hook is _by_modules or getattr(hook, "__self__", None) in (bank, *bank.updates)
 
 
 def _parameters(model: nn.Module) -> int:

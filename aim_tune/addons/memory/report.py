@@ -18,8 +18,12 @@ class AttachReport:
     plan: Plan
     parameters: tuple[int, int]
     """Before and after; a frozen memory is not a parameter."""
-    flops: tuple[int, int]
-    """Forward FLOPs per image in eval mode, before and after."""
+    flops: tuple[int, int] | None = None
+    """Forward FLOPs per image in eval mode, before and after; None: not measured. Work that the images of a
+    batch share is counted for a batch of three."""
+    saved_bytes: tuple[int, int] | None = None
+    """Bytes per image kept for the backward pass at batch 32, before and after; None: not measured, or the
+    network does not run on meta tensors in training."""
 
     @property
     def readers(self) -> tuple[str, ...]:
@@ -46,7 +50,9 @@ class AttachReport:
         lines = [
             f"memory {rows}x{columns}x{channels} ({rows * columns * channels} numbers), "
             f"arm {self.arm}, write {self.write}",
-            f"parameters {_change(self.parameters)}; FLOPs per image {_change(self.flops)}",
+            f"parameters {_change(self.parameters)}",
+            f"FLOPs per image {_change(self.flops)}",
+            f"bytes per image kept for backward {_change(self.saved_bytes)}",
             f"{len(self.plan.readers)} readers:",
             *(
                 f"  {r.name} ({r.kind}, {r.grid[0]}x{r.grid[1]}): {r.channels} + {r.buckets} channels"
@@ -76,6 +82,8 @@ def _by_reason(left_out: Sequence[tuple[str, str]]) -> Iterator[str]:
         yield f"  {len(names)} because {reason}: {', '.join(names[:3])}{more}"
 
 
-def _change(pair: tuple[int, int]) -> str:
+def _change(pair: tuple[int, int] | None) -> str:
+    if pair is None:
+        return "not measured"
     before, after = pair
     return f"{before:,} -> {after:,} ({100 * (after - before) / max(before, 1):+.1f} %)"

@@ -320,6 +320,34 @@ def test_channels_last_gives_the_same_result() -> None:
     torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), expected)
 
 
+def test_the_report_states_the_bytes_that_are_really_kept_for_backward() -> None:
+    x = torch.randn(32, 3, 16, 16)
+    plain = backbone("resnet8")
+    expected = [saved_bytes(plain, x) // 32]
+    model, report = attach(plain, memory_shape=(4, 4, 16), example_input=x)
+    expected.append(saved_bytes(model, x) // 32)
+    assert report.saved_bytes == tuple(expected)
+    assert f"bytes per image kept for backward {expected[0]:,} -> {expected[1]:,} (+" in str(report)
+
+
+def test_measuring_leaves_weights_buffers_and_generator_alone() -> None:
+    plain = backbone("resnet8").train()
+    before = {k: v.clone() for k, v in plain.state_dict().items()}
+    state = torch.random.get_rng_state()
+    attach(plain, memory_shape=(4, 4, 4), example_input=images("resnet8"), write="batch")
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert plain.training
+    after = plain.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+
+
+def test_a_report_that_is_not_measured_says_so() -> None:
+    given = {"memory_shape": (4, 4, 4), "example_input": images("resnet8"), "measured": False}
+    report = attach(backbone("resnet8"), **given)[1]
+    assert (report.flops, report.saved_bytes) == (None, None)
+    assert "FLOPs per image not measured" in str(report)
+
+
 def test_the_report_says_what_was_done() -> None:
     _, report = attach(
         backbone("resnet8"), memory_shape=(4, 4, 16), example_input=images("resnet8")
@@ -396,18 +424,42 @@ def test_a_part_that_runs_alone_says_what_to_do() -> None:
         attached().stage1(torch.zeros(1, 8, 16, 16))
 
 
-def test_activation_checkpointing_is_refused_instead_of_giving_wrong_gradients() -> None:
-    class Checkpointed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+class Checkpointed(nn.Module):
+    """Runs `a` again during backward; `only` says in which mode, or under a condition."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(checkpoint(self.a, x, use_reentrant=False))
+    def __init__(self, only: str = "always", reentrant: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.c, self.only, self.reentrant = nn.Conv2d(8, 8, 3, padding=1), only, reentrant
 
-    model, _ = attach(Checkpointed(), memory_shape=(2, 2, 2), example_input=torch.zeros(1, 3, 8, 8))
+    def forward(self, x: Tensor) -> Tensor:
+        when = {"always": True, "training": self.training, "asked": getattr(self, "asked", False)}
+        a = checkpoint(self.a, x, use_reentrant=self.reentrant) if when[self.only] else self.a(x)
+        return self.c(self.b(a))
+
+
+@pytest.mark.parametrize("only", ["always", "training"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_is_refused_before_anything_is_changed(
+    only: str, reentrant: bool
+) -> None:
+    net = Checkpointed(only, reentrant)
+    given = {"memory_shape": (2, 2, 2), "example_input": torch.zeros(1, 3, 8, 8)}
+    text = r"activation checkpointing \(torch.utils.checkpoint\) runs a again during backward"
+    with pytest.raises(AttachError, match=text):
+        attach(net, **given)
+    assert type(net.a) is nn.Conv2d
+    report = attach(net, readers=["b", "c"], write="none", **given)[1]  # outside it
+    assert report.readers == ("b", "c")
+    net(torch.randn(2, 3, 8, 8, requires_grad=True)).sum().backward()
+
+
+def test_activation_checkpointing_that_is_switched_on_later_gives_no_wrong_gradients() -> None:
+    net = Checkpointed("asked")
+    attach(net, memory_shape=(2, 2, 2), example_input=torch.zeros(1, 3, 8, 8))
+    net.asked = True
     with pytest.raises(AttachError, match=r"activation checkpointing .* is not supported"):
-        model(torch.randn(2, 3, 8, 8, requires_grad=True)).sum().backward()
+        net(torch.randn(2, 3, 8, 8, requires_grad=True)).sum().backward()
 
 
 def test_sequential_networks_keep_their_result() -> None:
@@ -419,8 +471,8 @@ def test_sequential_networks_keep_their_result() -> None:
 
 
 def saved_bytes(model: nn.Module, x: Tensor) -> int:
-    """Unique bytes that autograd keeps for backward, parameters not counted."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    """Unique bytes that autograd keeps for backward, parameters and buffers not counted."""
+    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
