@@ -40,6 +40,8 @@ from aim_tune.training.schedules import total_steps
 Report = Callable[[dict[str, Any]], None]
 """Takes a ledger record (without `time`); returns when it is in good hands."""
 OnMeasure = Callable[[Measure], None]
+Keep = Callable[[nn.Module, TrainingResult], None]
+"""Puts a trained network in good hands."""
 ALBUM_IMAGES = 4
 """Validation images that an add-on's album may use."""
 
@@ -80,9 +82,12 @@ def train_arm(
     attempt: int = 1,
     store_root: str | None = None,
     report: Report = lambda record: None,
+    patience: int | None = None,
+    keep: Keep | None = None,
 ) -> Trained:
     """One arm of a request, trained to its end. Same request, same machine: the same bits.
 
+    `patience`: see `fit`. `keep` is called with the trained network before its checkpoints are dropped.
     Never raises for what goes wrong within the training: the result's status says it.
     """
     device = prepare(study.resources)
@@ -104,11 +109,14 @@ def train_arm(
         request=request,
         arm=arm,
         device=device,
+        patience=patience,
     )
     slot = None
     if store_root is not None:
         slot = CheckpointSlot(CheckpointStore(store_root), request.position, arm, attempt)
     trained = task.run(on_measure, slot)
+    if keep is not None and trained.model is not None:
+        keep(trained.model, trained.result)
     report({"event": "training_done", **head, "result": trained.result.to_dict()})
     if slot is not None:
         slot.drop()  # only now: the result is in good hands
@@ -126,6 +134,7 @@ class _Task:
     request: Request
     arm: str
     device: torch.device
+    patience: int | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -176,6 +185,7 @@ class _Task:
             time_limit_s=study.resources.time_limit_s,
             checkpoint_s=study.resources.checkpoint_s,
             stop=request.stop.get(self.arm, ()),
+            patience=self.patience,
         )
         predictions = None
         if request.test and outcome.status != "oom":

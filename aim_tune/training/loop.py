@@ -71,13 +71,16 @@ def fit(
     time_limit_s: float | None = None,
     checkpoint_s: float = 60.0,
     stop: Ladder = (),
+    patience: int | None = None,
 ) -> Outcome:
     """Train the network in place and say how it ended.
 
     `on_measure` gets every validation pass; after a resume, those before it once more. With a `slot`
     the training saves at most every `checkpoint_s` seconds and starts where the slot left off.
     Streams used: order, augment, dropout. The global random state is left as it was. A training that
-    is below a rung of `stop` ends there as pruned; its last pass ends it anyway and is no rung.
+    is below a rung of `stop` ends there as pruned; its last pass ends it anyway and is no rung. With
+    `patience` it ends after that many validation passes without a better accuracy, and the network keeps
+    the weights of its best pass (the first of equal ones): the score is theirs.
     Exceptions other than out-of-memory propagate.
     """
     model.to(device=device, memory_format=memory_format(recipe))  # type: ignore[call-overload]
@@ -85,11 +88,12 @@ def fit(
         run = _Run(
             model=model, source=source, split=split, recipe=recipe, streams=streams, device=device,
             on_measure=on_measure, slot=slot, time_limit_s=time_limit_s, checkpoint_s=checkpoint_s,
-            rungs=dict(stop),
+            rungs=dict(stop), patience=patience,
         )  # fmt: skip
         try:
             run.resume()
             run.train()
+            run.take_best()
         except _Stop as stop:
             run.end_early(stop.status, stop.detail)
         except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -123,6 +127,8 @@ class _Run:
     checkpoint_s: float
     rungs: Mapping[int, float]
     """Number of a validation pass -> least accuracy to go on."""
+    patience: int | None = None
+    """Most validation passes without a better accuracy; None: no early end, and the last weights count."""
 
     step: int = 0
     seconds: float = 0.0
@@ -147,7 +153,7 @@ class _Run:
         self.look_every = GPU_STEPS_PER_LOOK if self.device.type == "cuda" else 1
         self.started = self.saved = self.looked = time.perf_counter()
         self.kept = _copied(self.model)
-        """Weights at the last validation pass: what the reported score belongs to."""
+        """Weights at the last (with patience: best) validation pass: what the reported score belongs to."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -225,9 +231,11 @@ class _Run:
         )
         self.loss_sum, self.loss_count = 0.0, 0
         self.measures.append(measure)
-        self.kept = _copied(self.model)
+        if self.patience is None or self.best is measure:
+            self.kept = _copied(self.model)
         self.on_measure(measure)
         self.climb(val_accuracy)
+        self.wait()
 
     def climb(self, val_accuracy: float) -> None:
         """Raise _Stop where this pass is a rung and the score too low for it."""
@@ -235,6 +243,36 @@ class _Run:
         if val_accuracy < least and self.step < self.total:
             text = f"validation accuracy {val_accuracy:.4f} at step {self.step}, {least:.4f} was needed"
             raise _Stop("pruned", text)
+
+    @property
+    def best(self) -> Measure | None:
+        """The pass with the highest validation accuracy, the first of equal ones."""
+        return max(self.measures, key=lambda m: m.val_accuracy, default=None)
+
+    def wait(self) -> None:
+        """Raise _Stop where patience is over."""
+        best = self.best
+        if self.patience is None or best is None or self.step >= self.total:
+            return
+        waited = len(self.measures) - 1 - self.measures.index(best)
+        if waited >= self.patience:
+            raise _Stop(
+                "ok",
+                f"ended at step {self.step}: {waited} passes without a gain; {self.kept_words()}",
+            )
+
+    def take_best(self) -> None:
+        """With patience, the weights of the best pass; they need not be the last ones."""
+        if self.patience is not None and self.best is not self.measures[-1]:
+            self.model.load_state_dict(self.kept)
+            self.details.append(self.kept_words())
+
+    def kept_words(self) -> str:
+        """Which weights are kept."""
+        best = self.best
+        return (
+            f"weights of step {best.step if best else 0}, the best of {len(self.measures)} passes"
+        )
 
     def validate(self) -> tuple[float, float]:
         """(loss, accuracy) on the validation images; leaves the network in training mode."""
@@ -279,9 +317,8 @@ class _Run:
     def asked(self) -> str:
         """Identity of what is trained: a checkpoint of anything else is not used."""
         shapes = {name: list(t.shape) for name, t in self.model.state_dict().items()}
-        return short_hash(
-            [asdict(self.recipe), dict(self.streams), len(self.split.train), self.total, shapes]
-        )
+        asked = [asdict(self.recipe), dict(self.streams), len(self.split.train), self.total, shapes]
+        return short_hash(asked if self.patience is None else [*asked, self.patience])
 
     def resume(self) -> None:
         """Take up what the slot left off, if it fits; earlier validation passes are reported again."""
@@ -325,12 +362,18 @@ class _Run:
             detail="; ".join(self.details),
             steps=self.step,
             allotted_steps=self.total,
-            val_accuracy=scores[-1] if scores else None,
+            val_accuracy=self.score(scores),
             val_best=max(scores, default=None),
             seconds=self.seconds,
             step_ms=1000.0 * median(counted) if counted else None,
             peak_mib=torch.cuda.max_memory_allocated(self.device) / 2**20 if gpu else None,
         )
+
+    def score(self, scores: list[float]) -> float | None:
+        """The accuracy of the weights that are kept."""
+        if not scores:
+            return None
+        return scores[-1] if self.patience is None else max(scores)
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:
