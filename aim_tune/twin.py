@@ -91,12 +91,13 @@ def train_arm(
     Never raises for what goes wrong within the training: the result's status says it.
     """
     device = prepare(study.resources)
+    head = {"position": request.position, "arm": arm, "attempt": attempt}
+    place = {"node": node_name(), "device": device_name(device), "pid": os.getpid()}
+    # First of all: whoever hangs from here on is known.
+    report({"event": "training_started", **head, **place})
     catalog = catalog_of(study.plugins)
     source = open_source(study.data, catalog)
     split = source.split(request.streams["split"])
-    head = {"position": request.position, "arm": arm, "attempt": attempt}
-    place = {"node": node_name(), "device": device_name(device), "pid": os.getpid()}
-    report({"event": "training_started", **head, **place})
 
     def on_measure(measure: Measure) -> None:
         report({"event": "epoch", **head, **asdict(measure)})

@@ -109,6 +109,7 @@ class Conductor:
     def event(self, record: Mapping[str, Any]) -> None:
         """A record from a worker. What an orphan of an earlier attempt says is left out."""
         training = self.history.trainings[record["position"], record["arm"]]
+        _check_code(record, self.history)
         if not training.done and record["attempt"] >= training.attempts:
             self._write(record)
 
@@ -289,6 +290,18 @@ class Conductor:
         record = self._ledger.append(event)
         for listener in self._listeners:
             listener(record)
+
+
+def _check_code(record: Mapping[str, Any], history: History) -> None:
+    """Raise ResumeError where a worker runs other code than the study was declared with."""
+    ours = (history.declared or {}).get("code_hash")
+    if ours and record.get("code", ours) != ours:
+        raise ResumeError(
+            f"the code of aim_tune on {record['node']} is another than this study began with "
+            f"({record['code']} there, {ours} here): results would mix. Was a file changed while the "
+            "search ran? Undo that, or copy the code to all nodes (`ray up -y FILE`), and run the same "
+            "command again: what is recorded stays."
+        )
 
 
 def _grade(classes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

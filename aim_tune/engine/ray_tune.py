@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,9 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from aim_tune.engine.resume import code_hash
 from aim_tune.engine.scratch import scratch
+from aim_tune.engine.watchdog import GRACE_S, Watchdog
 from aim_tune.errors import ResourceError
 from aim_tune.spec.request import Job
 from aim_tune.spec.study import Resources, Study
@@ -46,6 +49,9 @@ ORPHAN_S = 10
 class RayTune:
     """An open engine; made by `opened`."""
 
+    grace_s = GRACE_S
+    """How long a training may exceed its time limit before its process is ended."""
+
     def __init__(self, slots: int) -> None:
         self.slots = slots
 
@@ -62,7 +68,7 @@ class RayTune:
 
         `body` runs a job; None: `twin.run_job`, imported on the worker. Simulations pass their own.
         """
-        searcher = _Jobs(conductor)
+        searcher = _Jobs(conductor, lambda: Watchdog(study.resources.time_limit_s, self.grace_s))
         trial = _trainable(study, store_root, body)
         try:
             with scratch() as folder, stop.held() if stop else nullcontext():
@@ -88,7 +94,7 @@ class RayTune:
                 name=f"study_{uuid.uuid4().hex[:12]}",
                 storage_path=str(folder),
                 verbose=0,
-                callbacks=[_Watch(stop)] if stop else [],
+                callbacks=[_Watch(searcher, stop)],
                 failure_config=tune.FailureConfig(max_failures=0),  # the conductor counts attempts
             ),
         )
@@ -183,13 +189,11 @@ def too_small(resources: Resources) -> str:
 class _Jobs(Searcher):
     """Hands the conductor's jobs to Ray Tune and its events back."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, watchdog: Callable[[], Watchdog]) -> None:
         super().__init__()
         self._conductor = conductor
-        self._jobs: dict[str, Job] = {}
-        self._read: dict[str, int] = {}
-        """Trial -> messages read."""
-        self._reasons: dict[str, str] = {}
+        self._watchdog = watchdog
+        self._trials: dict[str, _Running] = {}
         self.failure: Exception | None = None
         """What went wrong in the driver itself; Ray would wrap it."""
 
@@ -198,19 +202,20 @@ class _Jobs(Searcher):
         with self._kept():
             job = self._conductor.next_job()
             if isinstance(job, Job):
-                self._jobs[trial_id], self._read[trial_id] = job, 0
+                self._trials[trial_id] = _Running(job, self._watchdog())
                 return {"job": json.dumps(job.to_dict())}
             return Searcher.FINISHED if self._conductor.finished else None
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """One message of a trial: records for the ledger, in their order."""
         with self._kept():
-            if result.get("message", 0) <= self._read[trial_id]:
+            trial = self._trials[trial_id]
+            if result.get("message", 0) <= trial.read:
                 return  # Ray repeats the last result at the end
-            self._read[trial_id] = result["message"]
-            if result["lost"]:
-                self._reasons[trial_id] = result["lost"]
+            trial.read = result["message"]
+            trial.reason = result["lost"] or trial.reason
             for record in json.loads(result["records"]):
+                trial.watchdog.heard(record)
                 self._conductor.event(record)
 
     def on_trial_complete(
@@ -218,15 +223,24 @@ class _Jobs(Searcher):
     ) -> None:
         """The trial has ended, or its process has died."""
         with self._kept():
-            job = self._jobs.pop(trial_id, None)
-            if job is None:
+            trial = self._trials.pop(trial_id, None)
+            if trial is None:
                 return
-            del self._read[trial_id]
-            reason = self._reasons.pop(trial_id, "")
-            if error or reason:
-                self._conductor.job_lost(job, reason or "the worker process died or was lost")
+            if trial.hung:
+                self._conductor.job_hung(trial.job, trial.hung, trial.watchdog.reason)
+            elif error or trial.reason:
+                reason = trial.reason or "the worker process died or was lost"
+                self._conductor.job_lost(trial.job, reason)
             else:
-                self._conductor.job_done(job)
+                self._conductor.job_done(trial.job)
+
+    def hangs(self, trial_id: str) -> bool:
+        """Whether the trial hangs, for the first time it is seen: its process is to be ended now."""
+        trial = self._trials.get(trial_id)
+        if trial is None or trial.hung or not trial.watchdog.hanging:
+            return False
+        trial.hung = trial.watchdog.hanging
+        return True
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
@@ -246,19 +260,40 @@ class _Jobs(Searcher):
         return {}  # Tuner pickles its searcher; conductor and ledger stay here
 
 
-class _Watch(tune.Callback):
-    """Raises Interrupted between two steps of Ray Tune, where nothing swallows it."""
+@dataclass
+class _Running:
+    """A trial and what is known of it."""
 
-    def __init__(self, stop: Stop) -> None:
-        self._stop: Stop | None = stop
+    job: Job
+    watchdog: Watchdog
+    read: int = 0
+    """Number of the last message."""
+    reason: str = ""
+    """Why the worker gave up, as it says itself."""
+    hung: str | None = None
+    """The arm for which the process was ended."""
+
+
+class _Watch(tune.Callback):
+    """Between two steps of Ray Tune, where nothing swallows it: raises Interrupted, ends what hangs."""
+
+    def __init__(self, jobs: _Jobs, stop: Stop | None) -> None:
+        self._jobs: _Jobs | None = jobs
+        self._stop = stop
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called about ten times a second."""
         if self._stop is not None:
             self._stop.check()
+        if self._jobs is None:
+            return
+        for trial in trials:
+            actor = trial.temporary_state.ray_actor
+            if actor is not None and self._jobs.hangs(trial.trial_id):
+                ray.kill(actor)  # reaches every node, and a process that no longer runs Python
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_stop": None}
+        return {"_jobs": None, "_stop": None}
 
 
 def _trainable(
@@ -313,6 +348,8 @@ class _Mail:
 
     def put(self, record: Mapping[str, Any]) -> None:
         """Take a record; `training_done` returns when the driver has it."""
+        if record["event"] == "training_started":
+            record = {**record, "code": code_hash()}  # a node may have joined with other code
         self._records.append(record)
         if record["event"] != "epoch" or time.monotonic() - self._sent > MAIL_S:
             self.send()

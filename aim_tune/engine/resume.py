@@ -39,6 +39,12 @@ def code_hashes() -> dict[str, str]:
     return hashes
 
 
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """One short hash of them all."""
+    return short_hash(code_hashes())
+
+
 def versions() -> dict[str, str]:
     """Python and the libraries that matter."""
     found = {"python": platform.python_version()}
@@ -52,13 +58,12 @@ def versions() -> dict[str, str]:
 
 def declaration(study: Study, info: DataInfo) -> dict[str, Any]:
     """The first record of a ledger."""
-    code = code_hashes()
     return {
         "event": "declared",
         "study": study.to_dict(),
         "study_hash": study.study_hash,
-        "code_hash": short_hash(code),
-        "code": code,
+        "code_hash": code_hash(),
+        "code": code_hashes(),
         "data_digest": info.digest,
         "versions": versions(),
         "node": platform.node(),
