@@ -29,6 +29,7 @@ from ray.tune.search import Searcher
 
 from aim_tune.engine.resume import code_hash
 from aim_tune.engine.scratch import scratch
+from aim_tune.engine.stop import hangups_blocked
 from aim_tune.engine.watchdog import GRACE_S, Watchdog
 from aim_tune.errors import ResourceError
 from aim_tune.spec.request import Job
@@ -145,13 +146,14 @@ def connected(resources: Resources, slots: int | None, address: str | None) -> I
         if folder is None:
             _join(str(address), quiet)
         else:
-            ray.init(
-                num_cpus=max(len(os.sched_getaffinity(0)), (slots or 1) * resources.cpu),
-                object_store_memory=OBJECT_STORE_MIB * 2**20,
-                include_dashboard=False,
-                _temp_dir=str(folder),
-                **quiet,
-            )
+            with hangups_blocked():
+                ray.init(
+                    num_cpus=max(len(os.sched_getaffinity(0)), (slots or 1) * resources.cpu),
+                    object_store_memory=OBJECT_STORE_MIB * 2**20,
+                    include_dashboard=False,
+                    _temp_dir=str(folder),
+                    **quiet,
+                )
         yield
 
 
