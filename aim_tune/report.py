@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aim_tune import options
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_NOT_MET, UserError
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from aim_tune.reporting.side_by_side import Result
     from aim_tune.spec.study import Study
     from aim_tune.stats.verdict import Verdict
-
-VERDICTS = ("better", "worse", "equivalent", "no_evidence", "withheld", "not_asked")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,17 +49,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="bring MLflow up to the ledger as well, where it was down or is a new one",
     )
-    p.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow store (mlflow.db in the folder above; also MLFLOW_TRACKING_URI)",
-    )
-    p.add_argument(
-        "--fail-unless",
-        choices=VERDICTS,
-        metavar="VERDICT",
-        help=f"exit with 4 unless the verdict (of every study) is this one: {', '.join(VERDICTS)}",
-    )
+    options.add_tracking_uri(p, "mlflow.db in the folder above")
+    options.add_fail_unless(p)
     return p
 
 
@@ -133,8 +123,7 @@ def _report(folder: Path, args: argparse.Namespace) -> Result:
         console, verdict, paths={what: str(path) for what, path in paths.items()}, commands={}
     )
     if args.mlflow:
-        uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
-        console.print(_fill_mlflow(folder, study, verdict, uri))
+        console.print(_fill_mlflow(folder, study, verdict, options.tracking_uri(args)))
     return Result(study=study, history=history, verdict=verdict, report=paths["report"])
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aim_tune import options
 from aim_tune.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from aim_tune.engine.stop import Stop
     from aim_tune.launch import Outcome
     from aim_tune.reporting.terminal import Console
-
-VERDICTS = ("better", "worse", "equivalent", "no_evidence", "withheld", "not_asked")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,14 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--out", type=Path, default=Path("results"), help="results go to OUT/NAME (results)"
     )
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change one value of the study, such as protocol.blocks=10; may be repeated",
-    )
+    options.add_set(p, "protocol.blocks=10")
     p.add_argument(
         "--dry-run",
         action="store_true",
@@ -79,23 +71,8 @@ def parser() -> argparse.ArgumentParser:
         help="folder or s3://BUCKET/PREFIX that all machines share: checkpoints, a copy of the ledger and "
         "the results (on a cluster: metadata.storage of its file; also AIM_TUNE_STORAGE)",
     )
-    p.add_argument(
-        "--fail-unless",
-        choices=VERDICTS,
-        metavar="VERDICT",
-        help=f"exit with 4 unless the verdict is this one: {', '.join(VERDICTS)}",
-    )
-    p.add_argument(
-        "--tracking",
-        choices=("on", "optional", "off"),
-        default="on",
-        help="MLflow: on (fail early where it cannot be reached), optional, off",
-    )
-    p.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow store (sqlite:///OUT/mlflow.db; also MLFLOW_TRACKING_URI)",
-    )
+    options.add_fail_unless(p)
+    options.add_tracking(p, "sqlite:///OUT/mlflow.db")
     p.add_argument("--quiet", action="store_true", help="print the verdict only")
     return p  # fmt: skip
 

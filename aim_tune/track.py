@@ -7,12 +7,12 @@ study's runs into MLflow's waste bin first, for a store that was edited by hand 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aim_tune import options
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
 from aim_tune.report import decided, read_results
 
@@ -40,18 +40,14 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="first put the study's runs into MLflow's waste bin (`mlflow gc` empties it)",
     )
-    p.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow store (mlflow.db in the folder above; also MLFLOW_TRACKING_URI)",
-    )
+    options.add_tracking_uri(p, "mlflow.db in the folder above")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; the exit code."""
     args = parser().parse_args(argv)
-    uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+    uri = options.tracking_uri(args)
     from aim_tune.ledger import Ledger
 
     try:

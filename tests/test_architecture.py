@@ -21,6 +21,7 @@ ORDER = [
 ]  # fmt: skip
 VERBS = {
     "describe",
+    "options",
     "launch",  # wires, for `search` and `aim_tune.run`
     "planning",  # `search --dry-run`
     "search",

@@ -1,0 +1,55 @@
+"""Command-line options that several verbs take, each worded once. Of the top layer; imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+VERDICTS = ("better", "worse", "equivalent", "no_evidence", "withheld", "not_asked")
+
+
+def add_set(p: argparse.ArgumentParser, example: str) -> None:
+    """--set KEY=VALUE, as `args.overrides`."""
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help=f"change one value of the study, such as {example}; may be repeated",
+    )
+
+
+def add_fail_unless(p: argparse.ArgumentParser) -> None:
+    """--fail-unless VERDICT."""
+    p.add_argument(
+        "--fail-unless",
+        choices=VERDICTS,
+        metavar="VERDICT",
+        help=f"exit with 4 unless the verdict is this one: {', '.join(VERDICTS)}",
+    )
+
+
+def add_tracking(p: argparse.ArgumentParser, default_store: str) -> None:
+    """--tracking and --tracking-uri."""
+    p.add_argument(
+        "--tracking",
+        choices=("on", "optional", "off"),
+        default="on",
+        help="MLflow: on (fail early where it cannot be reached), optional, off",
+    )
+    add_tracking_uri(p, default_store)
+
+
+def add_tracking_uri(p: argparse.ArgumentParser, default_store: str) -> None:
+    """--tracking-uri; read it with `tracking_uri`."""
+    p.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help=f"MLflow store ({default_store}; also MLFLOW_TRACKING_URI)",
+    )
+
+
+def tracking_uri(args: argparse.Namespace) -> str | None:
+    """The store that was named; None: the default one."""
+    return args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
