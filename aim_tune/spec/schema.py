@@ -73,6 +73,8 @@ RECIPE = _with_defaults(
         "grad_clip": _float(1e-12, optional=True),
         "augment": Setting(kind="names", options=AUGMENTS),
         "evaluations": _int(1, 10**6),
+        "early_stopping_patience": _int(1, 10**6, optional=True),
+        "early_stopping_min_delta": _float(0, 1),
         "amp": Setting(kind="bool"),
         "channels_last": Setting(kind="bool"),
     },

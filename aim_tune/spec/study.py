@@ -18,7 +18,7 @@ BASELINE = "baseline"
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("one_cycle", "cosine", "plateau", "constant")
-AUGMENTS = ("flip", "crop", "cutout")
+AUGMENTS = ("flip", "crop", "cutout", "flip_vertical", "rotate", "translate", "contrast")
 PACKS = ("twin", "arm")
 FINAL_SEEDS = 3
 """Fresh seeds of every explore finalist."""
@@ -69,9 +69,16 @@ class Recipe:
     grad_clip: float | None = None
     """Largest allowed gradient norm; None: not clipped."""
     augment: tuple[str, ...] = ()
-    """Training only: flip (left-right), crop (shift by up to 1/8 of the side), cutout (a square of 1/4)."""
+    """Training only: flip (left-right), flip_vertical, crop (shift by up to 1/8 of the side, zeros move in),
+    cutout (a square of 1/4); as published: rotate (up to 0.15 turn), translate (up to 0.1 of the side; edges
+    reflect), contrast (up to 0.1)."""
     evaluations: int = 10
     """Validation passes, evenly spread; the last is at the last step."""
+    early_stopping_patience: int | None = None
+    """Passes without a gain after which a training ends, in every arm by the same rule; the network of its
+    best pass is kept. None: trainings run to their last step. Budgets are compared by granted steps."""
+    early_stopping_min_delta: float = 0.0
+    """Gains in validation accuracy up to this do not count as such."""
     amp: bool = False
     """bfloat16 autocast, in every arm."""
     channels_last: bool = False
@@ -310,6 +317,7 @@ class Study:
             value["resources"].pop(key)
         for plugin in value["plugins"]:
             plugin.pop("source")
+        _drop_defaults(value["recipe"], Recipe, LATER_RECIPE)
         _drop_defaults(value["protocol"]["explore"], Explore, LATER_EXPLORE)
         _drop_defaults(value["protocol"], Protocol, LATER_PROTOCOL)
         for key in ("overrides", "declared_confounds"):
@@ -323,6 +331,7 @@ class Study:
         return short_hash(self.identity())
 
 
+LATER_RECIPE = ("early_stopping_patience", "early_stopping_min_delta")
 LATER_EXPLORE = ("finalists", "arms", "narrow", "stopping", "objectives")
 LATER_PROTOCOL = ("looks", "budget_gpu_hours", "search_fraction", "attribution")
 """Keys that came after the first version: studies that leave them at their default keep their hash."""

@@ -8,6 +8,7 @@ Shapes: B images, C channels, H x W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import overload
@@ -58,11 +59,11 @@ class Batches(Sequence[Tensor]):
 
 
 def augment(images_BCHW: Tensor, kinds: Sequence[str], *, stream: int, step: int) -> Tensor:
-    """Flipped, shifted and partly covered copies, as `kinds` asks; drawn from (stream, step).
+    """Altered copies, as `kinds` asks, in the order of _KINDS; drawn from (stream, step).
 
     Each kind has its own draws, so that adding one does not change the others.
     """
-    for kind in ("flip", "crop", "cutout"):
+    for kind in _KINDS:
         if kind in kinds:
             draw = generator(derive_seed(stream, kind), step)
             images_BCHW = _KINDS[kind](images_BCHW, draw)
@@ -74,6 +75,57 @@ def flip(images_BCHW: Tensor, draw: torch.Generator) -> Tensor:
     chosen = torch.rand(len(images_BCHW), generator=draw) < 0.5
     chosen = chosen.to(images_BCHW.device).view(-1, 1, 1, 1)
     return torch.where(chosen, images_BCHW.flip(3), images_BCHW)
+
+
+def flip_vertical(images_BCHW: Tensor, draw: torch.Generator) -> Tensor:
+    """Top and bottom exchanged in about half of the images."""
+    chosen = torch.rand(len(images_BCHW), generator=draw) < 0.5
+    chosen = chosen.to(images_BCHW.device).view(-1, 1, 1, 1)
+    return torch.where(chosen, images_BCHW.flip(2), images_BCHW)
+
+
+def rotate(images_BCHW: Tensor, draw: torch.Generator) -> Tensor:
+    """Each image turned about its middle by up to 0.15 turn either way; edges reflect (Keras' defaults)."""
+    return rotated(images_BCHW, _between(-0.15, 0.15, len(images_BCHW), draw))
+
+
+def translate(images_BCHW: Tensor, draw: torch.Generator) -> Tensor:
+    """Each image shifted by up to 0.1 of its sides; edges reflect (Keras' defaults)."""
+    down = _between(-0.1, 0.1, len(images_BCHW), draw)
+    return translated(images_BCHW, down, _between(-0.1, 0.1, len(images_BCHW), draw))
+
+
+def contrast(images_BCHW: Tensor, draw: torch.Generator) -> Tensor:
+    """Each image's contrast times 0.9 to 1.1."""
+    return contrasted(images_BCHW, _between(0.9, 1.1, len(images_BCHW), draw))
+
+
+def rotated(images_BCHW: Tensor, turns_B: Tensor) -> Tensor:
+    """Images turned counterclockwise by `turns_B` full turns, between pixels by bilinear weights."""
+    height, width = images_BCHW.shape[2:]
+    cos, sin = torch.cos(2 * math.pi * turns_B), torch.sin(2 * math.pi * turns_B)
+    none = torch.zeros_like(cos)
+    rows = [cos, -sin * height / width, none, sin * width / height, cos, none]
+    return _resampled(images_BCHW, torch.stack(rows, 1).view(-1, 2, 3))
+
+
+def translated(images_BCHW: Tensor, down_B: Tensor, right_B: Tensor) -> Tensor:
+    """Images shifted by shares of their sides, between pixels by bilinear weights."""
+    one, none = torch.ones_like(down_B), torch.zeros_like(down_B)
+    rows = [one, none, -2 * right_B, none, one, -2 * down_B]
+    return _resampled(images_BCHW, torch.stack(rows, 1).view(-1, 2, 3))
+
+
+def contrasted(images_BCHW: Tensor, factors_B: Tensor) -> Tensor:
+    """Each channel's distance from its own mean over the image times a factor."""
+    mean = images_BCHW.mean((2, 3), keepdim=True)
+    return mean + (images_BCHW - mean) * factors_B.to(images_BCHW.device).view(-1, 1, 1, 1)
+
+
+def _resampled(images_BCHW: Tensor, maps_B23: Tensor) -> Tensor:
+    """Images read where `maps_B23` sends each place (sides go from -1 to 1); beyond an edge, mirrored."""
+    grid = F.affine_grid(maps_B23.to(images_BCHW), list(images_BCHW.shape), align_corners=False)
+    return F.grid_sample(images_BCHW, grid, padding_mode="reflection", align_corners=False)
 
 
 def crop(images_BCHW: Tensor, draw: torch.Generator) -> Tensor:
@@ -108,4 +160,17 @@ def _integers(low: int, high: int, count: int, draw: torch.Generator) -> Tensor:
     return torch.randint(low, high, (count,), generator=draw)
 
 
-_KINDS = {"flip": flip, "crop": crop, "cutout": cutout}
+def _between(low: float, high: float, count: int, draw: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(count, generator=draw)
+
+
+_KINDS = {
+    "flip": flip,
+    "flip_vertical": flip_vertical,
+    "rotate": rotate,
+    "translate": translate,
+    "crop": crop,
+    "contrast": contrast,
+    "cutout": cutout,
+}
+"""Name in a recipe -> what is done, in this order."""

@@ -34,7 +34,12 @@ from aim_tune.training.evaluate import (
     weights_sha256,
 )
 from aim_tune.training.optimizers import make_optimizer
-from aim_tune.training.schedules import evaluation_steps, learning_rate, total_steps
+from aim_tune.training.schedules import (
+    evaluation_steps,
+    learning_rate,
+    passes_without_gain,
+    total_steps,
+)
 
 __all__ = ["Outcome", "fit", "predict_test", "total_steps", "weights_sha256"]
 
@@ -146,6 +151,8 @@ class _Run:
     step_times: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.patience is None:
+            self.patience = self.recipe.early_stopping_patience
         self.total = total_steps(self.recipe, len(self.split.train))
         self.marks = set(evaluation_steps(self.total, self.recipe.evaluations))
         self.optimizer = make_optimizer(self.model, self.recipe)
@@ -254,7 +261,8 @@ class _Run:
         best = self.best
         if self.patience is None or best is None or self.step >= self.total:
             return
-        waited = len(self.measures) - 1 - self.measures.index(best)
+        accuracies = [m.val_accuracy for m in self.measures]
+        waited = passes_without_gain(accuracies, self.recipe.early_stopping_min_delta)
         if waited >= self.patience:
             raise _Stop(
                 "ok",

@@ -84,3 +84,17 @@ def plateau_factor(val_accuracies: Sequence[float]) -> float:
         if waited == PLATEAU_PATIENCE:
             cuts, waited = cuts + 1, 0
     return PLATEAU_FACTOR**cuts
+
+
+def passes_without_gain(val_accuracies: Sequence[float], min_delta: float = 0.0) -> int:
+    """Validation passes since the last that was better than all before by more than `min_delta`.
+
+    >>> passes_without_gain([0.5, 0.6, 0.6005, 0.59], min_delta=0.001)
+    2
+    """
+    best, waited = -math.inf, 0
+    for accuracy in val_accuracies:
+        waited += 1
+        if accuracy > best + min_delta:
+            best, waited = accuracy, 0
+    return waited

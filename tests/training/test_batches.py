@@ -3,7 +3,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aim_tune.training.batches import Batches, augment, crop, cutout, flip, generator
+from aim_tune.spec.study import AUGMENTS
+from aim_tune.spec.values import derive_seed
+from aim_tune.training.batches import (
+    Batches,
+    augment,
+    contrast,
+    contrasted,
+    crop,
+    cutout,
+    flip,
+    flip_vertical,
+    generator,
+    rotated,
+    translated,
+)
 
 
 def batches(start: int = 0, *, order: int = 3, size: int = 8, images: int = 20) -> Batches:
@@ -73,8 +87,88 @@ def test_cutout_clears_one_square_of_a_quarter_of_the_side() -> None:
     assert set(cleared[:, 0].any(1).sum(1).tolist()) == {4}
 
 
+def test_flip_vertical_turns_about_half_of_the_images_upside_down() -> None:
+    flipped = flip_vertical(RAMP, generator(0, 0))
+    turned = [torch.equal(a, b.flip(1)) for a, b in zip(flipped, RAMP, strict=True)]
+    same = [torch.equal(a, b) for a, b in zip(flipped, RAMP, strict=True)]
+    assert all(t != s for t, s in zip(turned, same, strict=True))
+    assert 20 <= sum(turned) <= 44
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 8, 8), (2, 1, 5, 5)])
+def test_quarter_turns_are_exact_and_counterclockwise(shape: tuple[int, ...]) -> None:
+    images = torch.randn(shape, generator=generator(0, 0))
+    turned = rotated(images, torch.tensor([0.25, 0.5]))
+    torch.testing.assert_close(turned[0], images[0].rot90(1, (1, 2)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(turned[1], images[1].rot90(2, (1, 2)), atol=1e-4, rtol=1e-4)
+
+
+def test_a_turn_keeps_the_form_of_images_that_are_not_square() -> None:
+    image = torch.zeros(1, 1, 9, 15)
+    image[0, 0, 4, 7 + 3] = 1.0  # three pixels right of the middle
+    turned = rotated(image, torch.tensor([0.25]))
+    assert turned[0, 0, 4 - 3, 7] == pytest.approx(1.0, abs=1e-4)  # three pixels above it
+    eighth = rotated(image, torch.tensor([0.125]))[0, 0]
+    y, x = torch.meshgrid(torch.arange(9.0), torch.arange(15.0), indexing="ij")
+    middle = ((eighth * y).sum() / eighth.sum(), (eighth * x).sum() / eighth.sum())
+    step = 3 / 2**0.5
+    assert middle[0] == pytest.approx(4 - step, abs=0.1)
+    assert middle[1] == pytest.approx(7 + step, abs=0.1)
+
+
+def test_a_shift_by_whole_pixels_is_exact_and_edges_reflect() -> None:
+    image = torch.arange(1.0, 11.0).view(1, 1, 1, 10)
+    right = translated(image, torch.zeros(1), torch.tensor([0.2]))
+    torch.testing.assert_close(right.flatten(), torch.tensor([2.0, 1, 1, 2, 3, 4, 5, 6, 7, 8]))
+    up = translated(image.transpose(2, 3), torch.tensor([-0.1]), torch.zeros(1))
+    torch.testing.assert_close(up.flatten(), torch.tensor([2.0, 3, 4, 5, 6, 7, 8, 9, 10, 10]))
+
+
+def test_contrast_stretches_each_channel_about_its_mean() -> None:
+    image = torch.tensor([[[[1.0, 3.0]], [[10.0, 10.0]]]])
+    out = contrasted(image, torch.tensor([1.5]))
+    assert out.tolist() == [[[[0.5, 3.5]], [[10.0, 10.0]]]]
+    drawn = contrast(RAMP, generator(0, 0))
+    factors = drawn[:, 0].std((1, 2)) / RAMP[:, 0].std((1, 2))
+    assert 0.89 < factors.min() < 0.95
+    assert 1.05 < factors.max() < 1.11
+
+
+def test_turns_and_shifts_are_drawn_from_the_published_ranges() -> None:
+    dot = torch.zeros(400, 1, 41, 41)
+    dot[:, :, 20, 40] = 1.0  # at the right edge, 20 pixels from the middle
+    y, x = torch.meshgrid(torch.arange(41.0), torch.arange(41.0), indexing="ij")
+    turned = augment(dot, ("rotate",), stream=1, step=0)[:, 0]
+    mass = turned.sum((1, 2))
+    seen = mass > 0.2
+    angle = torch.atan2(
+        (turned * (20 - y)).sum((1, 2)) / mass, (turned * (x - 20)).sum((1, 2)) / mass
+    )[seen] / (2 * torch.pi)
+    assert angle.abs().max() < 0.16
+    assert angle.max() > 0.12
+    assert angle.min() < -0.12
+    dot = torch.zeros(400, 1, 41, 41)
+    dot[:, :, 20, 20] = 1.0
+    moved = augment(dot, ("translate",), stream=1, step=0)[:, 0]
+    for axis in (y, x):
+        offset = (moved * axis).sum((1, 2)) - 20
+        assert 3.5 < offset.max() <= 4.1 + 1e-3
+        assert -4.1 - 1e-3 <= offset.min() < -3.5
+
+
+def test_every_kind_of_the_recipe_is_known_and_has_draws_of_its_own() -> None:
+    alone = {k: augment(RAMP, (k,), stream=5, step=9) for k in AUGMENTS}
+    for kind, images in alone.items():
+        assert images.shape == RAMP.shape
+        assert not torch.equal(images, RAMP), kind
+        assert torch.equal(images, augment(RAMP, (kind,), stream=5, step=9))
+    both = augment(RAMP, ("contrast", "rotate"), stream=5, step=9)
+    again = contrast(alone["rotate"], generator(derive_seed(5, "contrast"), 9))
+    torch.testing.assert_close(both, again)
+
+
 def test_augmentation_is_a_function_of_stream_and_step() -> None:
-    kinds = ("flip", "crop", "cutout")
+    kinds = AUGMENTS
     one = augment(RAMP, kinds, stream=5, step=9)
     assert torch.equal(one, augment(RAMP, kinds, stream=5, step=9))
     assert not torch.equal(one, augment(RAMP, kinds, stream=5, step=10))
@@ -91,7 +185,7 @@ def test_adding_a_kind_does_not_change_the_draws_of_another() -> None:
 @pytest.mark.parametrize("side", [1, 3, 8])
 def test_small_images_survive_all_kinds(side: int) -> None:
     images = torch.ones(4, 1, side, side)
-    assert augment(images, ("flip", "crop", "cutout"), stream=0, step=0).shape == images.shape
+    assert augment(images, AUGMENTS, stream=0, step=0).shape == images.shape
 
 
 def test_nothing_asked_changes_nothing() -> None:

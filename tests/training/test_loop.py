@@ -14,6 +14,7 @@ from aim_tune.spec.study import Recipe
 from aim_tune.training.checkpoints import CheckpointSlot
 from aim_tune.training.evaluate import validate
 from aim_tune.training.loop import fit, weights_sha256
+from aim_tune.training.schedules import passes_without_gain
 
 CPU = torch.device("cpu")
 FULL = Recipe(
@@ -55,6 +56,32 @@ def test_a_network_learns_and_every_pass_is_reported(train: Callable) -> None:
     assert outcome.peak_mib is None
     assert outcome.step_ms is not None
     assert 0 < outcome.step_ms * 100 / 1000 < 5 * outcome.seconds
+
+
+def test_a_recipe_that_waits_for_gains_ends_early_and_keeps_its_best_network(
+    train: Callable, source: Source
+) -> None:
+    waits = {"early_stopping_patience": 2, "early_stopping_min_delta": 0.02}
+    recipe = with_(Recipe(steps=200, lr=0.02, evaluations=40), **waits)
+    trained = train(recipe)
+    scores = [m.val_accuracy for m in trained.measures]
+    assert passes_without_gain(scores, 0.02) == 2
+    assert all(passes_without_gain(scores[:i], 0.02) < 2 for i in range(1, len(scores)))
+    outcome = trained.outcome
+    assert outcome.steps == 5 * len(scores) < outcome.allotted_steps == 200
+    assert outcome.status == "ok"
+    assert outcome.detail.startswith(f"ended at step {outcome.steps}: 2 passes without a gain")
+    assert outcome.val_accuracy == max(scores)
+    split = source.split(1)
+    again = validate(trained.model, source, split.val, recipe=recipe, device=CPU)[1]
+    assert again == max(scores)
+
+
+def test_without_patience_a_recipe_trains_to_its_last_step(train: Callable) -> None:
+    plain = train(Recipe(steps=40, lr=0.02, evaluations=8))
+    patient = train(with_(Recipe(steps=40, lr=0.02, evaluations=8), early_stopping_patience=8))
+    assert plain.outcome.steps == patient.outcome.steps == 40
+    assert plain.scores() == patient.scores()
 
 
 def test_measures_hold_the_epoch_and_the_rate_of_their_step(train: Callable) -> None:

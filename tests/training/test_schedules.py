@@ -10,6 +10,7 @@ from aim_tune.spec.study import Recipe
 from aim_tune.training.schedules import (
     evaluation_steps,
     learning_rate,
+    passes_without_gain,
     plateau_factor,
     total_steps,
 )
@@ -103,3 +104,25 @@ def test_evaluations_are_even_distinct_and_end_at_the_last_step(total: int, aske
 def test_schedules_import_no_torch() -> None:
     code = "import sys, aim_tune.training.schedules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "min_delta", "expected"),
+    [
+        ([], 0.0, 0),
+        ([0.5], 0.0, 0),
+        ([0.5, 0.5], 0.0, 1),
+        ([0.5, 0.6, 0.6, 0.59], 0.0, 2),
+        (
+            [0.5, 0.5009, 0.5018],
+            0.001,
+            0,
+        ),  # small gains add up: 0.5018 is more than 0.001 above 0.5
+        ([0.5, 0.5009, 0.5009], 0.001, 2),
+        ([0.5, 0.4, 0.7], 0.001, 0),
+    ],
+)
+def test_passes_are_counted_since_the_last_gain_that_counts(
+    accuracies: list[float], min_delta: float, expected: int
+) -> None:
+    assert passes_without_gain(accuracies, min_delta) == expected
