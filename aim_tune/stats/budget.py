@@ -6,7 +6,7 @@ and failures are counted beside it. Explore is counted apart: no claim comes fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ TOLERANCE = 0.01
 """Largest relative difference of allotted budgets."""
 MATCHED = ("flop_matched", "step_matched", "time_matched")
 """Arms whose very idea is another number of steps; exempt from the check."""
+STEPS = ("steps", "epochs", "batch_size")
+"""Confounds by which arms are granted other numbers of steps; where one is declared, so are these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,10 @@ def budgets(history: History, rows: Sequence[Training], arms: Sequence[str]) -> 
     return {arm: _budget(history, [t for t in rows if t.arm == arm], arm) for arm in arms}
 
 
-def inequality(budgets: dict[str, Budget]) -> str:
+def inequality(budgets: Mapping[str, Budget], declared: Collection[str] = ()) -> str:
     """What is unequal, in words; empty where the budgets agree within TOLERANCE."""
     judged = {arm: b for arm, b in budgets.items() if arm not in MATCHED}
-    for what in ("trials", "steps"):
+    for what in ("trials",) if set(declared) & set(STEPS) else ("trials", "steps"):
         counts = {arm: getattr(b, what) for arm, b in judged.items()}
         low, high = min(counts.values(), default=0), max(counts.values(), default=0)
         if high - low > TOLERANCE * high:

@@ -184,7 +184,7 @@ def _block_correlation(history: History, blocks: tuple[int, ...], arm: str) -> f
 
 def _withheld(base: Verdict, main: Comparison, study: Study) -> str:
     """Why no verdict may be given; empty: it may."""
-    unequal = inequality(dict(base.budget))
+    unequal = inequality(base.budget, study.declared_confounds)
     if unequal:
         return f"the arms' budgets were not equal ({unequal})"
     pairs = base.blocks * study.protocol.confirm
