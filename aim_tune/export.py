@@ -12,22 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aim_tune.artifacts.files import write_whole
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
-from aim_tune.report import read_results, write_whole
+from aim_tune.report import read_results
 
 if TYPE_CHECKING:
     from aim_tune.ledger import History
     from aim_tune.spec.study import Study
-
-COMMENTS = {
-    "arm": "Which arm, and the point found for it.",
-    "streams": "Random streams of the recorded training: with them a retraining repeats it exactly.",
-    "expected": "What to expect of it on new images of this kind.",
-    "recorded": "The training to repeat, as it happened: validation accuracy at each pass.",
-    "provenance": "Where all this comes from.",
-    "study": "The resolved study. The point above decides whatever is searched here.",
-}
-"""Key -> comment above it. The order here is the order in the file."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,46 +51,24 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; the exit code."""
     args = parser().parse_args(argv)
+    from aim_tune.artifacts.config import config_text
+    from aim_tune.tables import catalog_of
+
     try:
         study, history = read_results(args.folder)
         best = _best(study, history, args)
+        text = config_text(best, catalog_of(study.plugins))
         if args.output == "-":
-            print(config_text(best), end="")
+            print(text, end="")
             return EXIT_DONE
         path = Path(args.output) if args.output else args.folder / "best_config.yaml"
         _check_target(path, best, force=args.force)
-        write_whole(path, config_text(best))
+        write_whole(path, text)
     except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
     print(_summary(best, path))
     return EXIT_DONE
-
-
-def config_text(best: Mapping[str, Any]) -> str:
-    """A configuration from protocol.best as commented YAML; `spec.yaml_io.load_plain` reads it back."""
-    from aim_tune.spec.study import BASELINE
-    from aim_tune.spec.yaml_io import dump
-
-    provenance = best["provenance"]
-    plain = best["arm"] == BASELINE and len(best["study"]["arms"]) > 1
-    other = "The plain network, as no add-on was found better; --arm NAME exports another arm.\n"
-    head = (
-        f"Best configuration of {provenance['study_name']}, arm {best['arm']}.\n"
-        f"{other if plain else ''}"
-        f"{provenance['sentence'] or 'No verdict.'}\n"
-        "Train it: python -m aim_tune.retrain THIS_FILE"
-    )
-    rest = [k for k in best if k not in ("format", *COMMENTS, "point")]
-    parts = [dump({"format": best["format"]}, head), _part(best, "arm", "point")]
-    parts += [_part(best, key) for key in (*COMMENTS, *rest) if key != "arm"]
-    return "\n".join(parts)
-
-
-def _part(best: Mapping[str, Any], *keys: str) -> str:
-    from aim_tune.spec.yaml_io import dump
-
-    return dump({k: best[k] for k in keys if k in best}, COMMENTS.get(keys[0], ""))
 
 
 def _best(study: Study, history: History, args: argparse.Namespace) -> dict[str, Any]:

@@ -228,8 +228,8 @@ class _Run:
 
     def _declare(self, ledger: Ledger) -> None:
         """The first record of a new study, or that it goes on; study.yaml beside it."""
+        from aim_tune.artifacts.files import write_whole
         from aim_tune.engine.resume import declaration, other_versions
-        from aim_tune.report import write_whole
         from aim_tune.spec import dump
 
         history = ledger.history
@@ -394,8 +394,8 @@ class _Run:
 
     def _write(self, history: History, verdict: Verdict) -> dict[str, Path]:
         """All files that are derived from the ledger: what -> where."""
+        from aim_tune.artifacts.files import write_whole
         from aim_tune.protocol.importance import importances
-        from aim_tune.report import write_whole
         from aim_tune.reporting.html import write_report
 
         paths = {
@@ -413,9 +413,9 @@ class _Run:
         return paths
 
     def _write_best(self, path: Path, history: History, verdict: Verdict) -> bool:
-        from aim_tune.export import config_text
+        from aim_tune.artifacts.config import config_text
+        from aim_tune.artifacts.files import write_whole
         from aim_tune.protocol.best import best_config
-        from aim_tune.report import write_whole
         from aim_tune.reporting.words import sentence
 
         words = sentence(verdict)
@@ -424,5 +424,5 @@ class _Run:
         except UserError as error:
             self.console.print(f"No best_config.yaml: {error}")
             return False
-        write_whole(path, config_text(best))
+        write_whole(path, config_text(best, self.catalog))
         return True

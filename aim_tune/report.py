@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aim_tune import options
+from aim_tune.artifacts.files import write_whole
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_NOT_MET, UserError
 
 if TYPE_CHECKING:
@@ -93,17 +93,6 @@ def decided(study: Study, history: History) -> Verdict:
     from aim_tune.stats.verdict import decide
 
     return decide(study, history, study_number=(history.verdict or {}).get("study_number"))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all. Raises UserError where that cannot be done."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _report(folder: Path, args: argparse.Namespace) -> Result:

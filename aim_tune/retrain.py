@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aim_tune.artifacts.files import write_whole
 from aim_tune.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -26,7 +27,6 @@ from aim_tune.errors import (
     StudyError,
     UserError,
 )
-from aim_tune.report import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -398,10 +398,10 @@ def _save_weights(path: Path, model: nn.Module) -> None:
 
 def _own_config(task: _Retraining) -> str:
     """The configuration as it was trained here: with what --set and --seed changed."""
-    from aim_tune.export import config_text
+    from aim_tune.artifacts.config import config_text
 
     config = {**task.config, "study": task.study.to_dict(), "streams": dict(task.request.streams)}
-    return config_text(config)
+    return config_text(config, task.catalog)
 
 
 def _metrics(task: _Retraining, log: _Log, differences: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "aim_tune"
 
 ORDER = [
     "errors", "storage", "spec", "cluster_rules", "ledger", "ledger_copy", "registry", "stats", "addons", "models", "data",
-    "tables", "training", "arms", "twin", "tracking", "reporting", "protocol", "engine", "verbs",
+    "tables", "training", "arms", "twin", "artifacts", "tracking", "reporting", "protocol", "engine", "verbs",
 ]  # fmt: skip
 VERBS = {
     "describe",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from aim_tune import export
+from aim_tune.artifacts.config import SECTIONS
 from aim_tune.spec.yaml_io import load_plain
 from aim_tune.stats.simulate import World, example_study, simulated_events
 
@@ -57,7 +58,7 @@ def test_the_file_explains_itself(results):
     export.main([str(results)])
     text = (results / "best_config.yaml").read_text()
     assert text.startswith("# Best configuration of example, arm aim.\n# aim is clearly better")
-    for comment in export.COMMENTS.values():
+    for comment in SECTIONS.values():
         assert f"\n# {comment}\n" in text
 
 

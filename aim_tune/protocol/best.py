@@ -52,16 +52,25 @@ def best_config(
     chosen = arm or _default_arm(study, history, verdict)
     if chosen not in study.arms:
         raise UserError(unknown("arm", chosen, study.arms))
-    training = _recorded(history, chosen)
+    others = [arm for arm in study.arms if arm != chosen and _runs(history, arm)]
     return {
         "format": FORMAT,
         "arm": chosen,
         "study": study.to_dict(),
+        **_found(history, chosen),
+        "others": {arm: _found(history, arm) for arm in others},
+        "provenance": _provenance(study, history, status, verdict, sentence),
+    }
+
+
+def _found(history: History, arm: str) -> dict[str, Any]:
+    """What the study found for one arm: all that a retraining of it needs beside the study."""
+    training = _recorded(history, arm)
+    return {
         "point": training.point.to_dict(),
         "streams": dict(training.streams),
-        "expected": _expected(history, chosen),
+        "expected": _expected(history, arm),
         "recorded": _record(training),
-        "provenance": _provenance(study, history, status, verdict, sentence),
     }
 
 
@@ -150,6 +159,7 @@ def _record(training: Training) -> dict[str, Any]:
     assert result is not None, "only finished trainings are kept"
     return {
         "position": training.position,
+        "allotted_steps": result.allotted_steps,
         "steps": [m.step for m in training.curve],
         "val_accuracy": [m.val_accuracy for m in training.curve],
         "test_accuracy": training.test_accuracy,

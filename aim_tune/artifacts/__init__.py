@@ -1,0 +1,1 @@
+"""Files that outlive a study: the configuration to keep, and a trained network in several forms."""
