@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from aim_tune import options
 from aim_tune.artifacts.files import write_whole
+from aim_tune.artifacts.files import write_whole
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_NOT_MET, UserError
 
 if TYPE_CHECKING:
@@ -44,12 +45,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="page of several studies (side_by_side.html in the folder that holds the first one)",
     )
-    p.add_argument(
-        "--mlflow",
-        action="store_true",
-        help="bring MLflow up to the ledger as well, where it was down or is a new one",
-    )
-    options.add_tracking_uri(p, "mlflow.db in the folder above")
     options.add_fail_unless(p)
     return p
 
@@ -111,8 +106,6 @@ def _report(folder: Path, args: argparse.Namespace) -> Result:
     show_summary(
         console, verdict, paths={what: str(path) for what, path in paths.items()}, commands={}
     )
-    if args.mlflow:
-        console.print(_fill_mlflow(folder, study, verdict, options.tracking_uri(args)))
     return Result(study=study, history=history, verdict=verdict, report=paths["report"])
 
 
@@ -125,22 +118,6 @@ def _side_by_side(results: Sequence[Result], output: Path | None) -> None:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     print(f"\n{summary(results)}\n  side by side  {path}")
-
-
-def _fill_mlflow(folder: Path, study: Study, verdict: Verdict, uri: str | None) -> str:
-    """Write what MLflow lacks. Holds the ledger meanwhile: a search that runs does it by itself."""
-    from aim_tune.ledger import Ledger
-    from aim_tune.reporting.words import sentence
-    from aim_tune.tracking.mirror import Mirror
-    from aim_tune.tracking.store import shown
-
-    names = ("study.yaml", "verdict.json", "report.html", "best_config.yaml")
-    with Ledger(folder / "ledger.jsonl"):
-        mirror = Mirror(folder=folder, study=study, uri=uri)
-        mirror.start()
-        mirror.finish(verdict.to_dict(), sentence(verdict), [folder / name for name in names])
-        missing = mirror.close(timeout_s=3600.0)
-    return missing or f"MLflow at {shown(mirror.uri)} holds every training of the ledger."
 
 
 if __name__ == "__main__":

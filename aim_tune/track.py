@@ -63,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _discard(folder: Path, study: Study, history: History, uri: str | None) -> None:
     """Put the study's runs into the waste bin; those of other studies stay."""
-    from aim_tune.tracking.content import experiment_name, experiment_note
-    from aim_tune.tracking.store import Store, default_uri
+    from aim_tune.tracking.content import experiment_name
+    from aim_tune.tracking.notes import experiment_note
+    from aim_tune.tracking.place import default_uri
+    from aim_tune.tracking.store import Store
 
     artifacts = None if uri else folder.parent / "mlartifacts" / study.name
     store = Store(uri or default_uri(folder.parent), artifacts=artifacts)
@@ -80,7 +82,7 @@ def _fill(folder: Path, study: Study, history: History, uri: str | None) -> int:
     """Write what is missing; the exit code."""
     from aim_tune.reporting.words import sentence
     from aim_tune.tracking.mirror import Mirror
-    from aim_tune.tracking.store import shown
+    from aim_tune.tracking.place import shown
 
     verdict = decided(study, history)
     mirror = Mirror(folder=folder, study=study, uri=uri)

@@ -36,6 +36,7 @@ from aim_tune.training.checkpoints import CheckpointSlot, CheckpointStore
 from aim_tune.training.evaluate import predict_test, weights_sha256
 from aim_tune.training.loop import fit
 from aim_tune.training.schedules import total_steps
+from aim_tune.training.usage import Usage
 
 Report = Callable[[dict[str, Any]], None]
 """Takes a ledger record (without `time`); returns when it is in good hands."""
@@ -174,6 +175,12 @@ class _Task:
         cost = _cost(study, self.arm, point, model, info.image_shape)
         model = model.to(self.device)
         album = self.album(model)
+        usage = Usage(self.device)
+
+        def measured(measure: Measure) -> None:
+            usage.sample()
+            on_measure(measure)
+
         outcome = fit(
             model,
             self.source,
@@ -181,13 +188,14 @@ class _Task:
             recipe=recipe,
             streams=request.streams,
             device=self.device,
-            on_measure=on_measure,
+            on_measure=measured,
             slot=slot,
             time_limit_s=study.resources.time_limit_s,
             checkpoint_s=study.resources.checkpoint_s,
             stop=request.stop.get(self.arm, ()),
             patience=self.patience,
         )
+        took = usage.figures()
         predictions = None
         if request.test and outcome.status != "oom":
             classes = predict_test(model, self.source, recipe=recipe, device=self.device)
@@ -202,6 +210,7 @@ class _Task:
             weights_sha256=weights_sha256(model),
             predictions=predictions,
             memory=self.pictures(album, model),
+            **took,
             **{name: getattr(outcome, name) for name in _FROM_OUTCOME},
         )
         return Trained(result=result, model=model)

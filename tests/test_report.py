@@ -92,18 +92,6 @@ def test_an_empty_ledger_is_bad_input(tmp_path, capsys):
     assert "the search has not begun yet" in capsys.readouterr().err
 
 
-def test_mlflow_is_left_to_a_search_that_runs(results, capsys):
-    with Ledger(results / "ledger.jsonl"):
-        assert report.main([str(results), "--mlflow"]) == 2
-    assert "is in use by pid" in capsys.readouterr().err
-
-
-def test_mlflow_is_filled_from_the_ledger(results, capsys):
-    assert report.main([str(results), "--mlflow"]) == 0
-    assert "holds every training of the ledger" in " ".join(capsys.readouterr().out.split())
-    assert (results.parent / "mlflow.db").is_file()
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     parent = tmp_path_factory.mktemp("both")

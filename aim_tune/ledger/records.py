@@ -86,6 +86,12 @@ class TrainingResult:
     """Median wall-clock time of a training step after warm-up, milliseconds."""
     peak_mib: float | None = None
     """Peak memory: of the GPU for this training, or None on a CPU."""
+    cpu_percent: float | None = None
+    """Processor time over wall-clock time: 100 is one core busy all the time."""
+    rss_mib: float | None = None
+    """Memory of the worker's process at the end."""
+    gpu_percent: float | None = None
+    """How busy the GPU was at the validation passes, on average; None on a CPU or where it is not told."""
     parameters: int = 0
     trainable: int = 0
     flops: int | None = None

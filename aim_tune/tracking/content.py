@@ -15,9 +15,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from aim_tune.addons.pictures import IMAGES, memory_images
 from aim_tune.ledger import History, Training, TrainingResult
 from aim_tune.spec.study import BASELINE, Study
 from aim_tune.spec.values import short_hash
+from aim_tune.tracking.notes import NOTE_LIMIT, verdict_note
 
 KEY_TAG = "aim_tune.key"
 """study hash/position/arm: how a run is found again."""
@@ -26,6 +31,14 @@ DIGEST_TAG = "aim_tune.mirrored"
 """Hash of the content that a run held when it was last written to the end."""
 EVERYTHING = "all"
 """Value of arm, block and pair on a run that stands for the whole study."""
+BY_STEP = "memory/by step"
+"""Key of the pictures that MLflow's slider steps through."""
+PHASES = {
+    "start": "memory/before training",
+    "end": "memory/after training",
+    **{f"written/{i}": f"memory/written for image {i + 1}" for i in range(IMAGES)},
+}
+"""Name of a picture of the memory -> its key; side by side in one chart, hence all at step 0."""
 
 _STATUS = {
     "running": "RUNNING",
@@ -33,7 +46,6 @@ _STATUS = {
     "failed": "FAILED",
     "oom": "FAILED",
 }
-_NOTE_LIMIT = 7500  # MLflow takes 8,000 characters in a tag
 _VALUE_LIMIT = 500
 
 
@@ -58,6 +70,17 @@ class DataInput:
     """Which parts were used: "train, val" or "train, val, test"."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Image:
+    """A picture at a step of a training."""
+
+    key: str
+    """Its name in MLflow; what stands before the slash names its section there."""
+    step: int
+    pixels: NDArray[np.uint8]
+    """[height, width, 3]."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunContent:
     """All that one run of MLflow holds."""
@@ -72,30 +95,19 @@ class RunContent:
     params: Mapping[str, str] = field(default_factory=dict)
     readings: tuple[Reading, ...] = ()
     data: DataInput | None = None
+    images: tuple[Image, ...] = ()
 
     @cached_property
     def digest(self) -> str:
-        """Hash of tags, params and metrics: equal means that nothing is left to write."""
+        """Hash of tags, params, metrics and pictures: equal means that nothing is left to write."""
         readings = [[r.key, r.step, repr(r.value)] for r in self.readings]
-        return short_hash([dict(self.tags), dict(self.params), readings])
+        images = [[i.key, i.step] for i in self.images]
+        return short_hash([dict(self.tags), dict(self.params), readings, images])
 
 
 def experiment_name(study: Study) -> str:
     """Name of the study's experiment."""
     return f"aim_tune/{study.name}"
-
-
-def experiment_note(study: Study, sentence: str = "") -> str:
-    """Markdown description of the study's experiment; `sentence` is the verdict once there is one."""
-    arms = ", ".join(f"`{a}`" for a in study.arms)
-    first = sentence or _question(study)
-    return (
-        f"{first}\n\nBackbone `{study.backbone.name}`, data `{study.data.name}`, arms {arms}. "
-        "One run is one training of one arm. The saved views (top right of the runs) answer the usual "
-        "questions; for others group by the tag `aim.arm` and filter, say `tags.aim.phase = 'confirm'`. "
-        "Test figures stand on confirm runs only; `delta/test_points` is an arm minus the baseline of "
-        "the same pair, percentage points."
-    )
 
 
 def training_content(study: Study, history: History, training: Training) -> RunContent:
@@ -121,6 +133,7 @@ def training_content(study: Study, history: History, training: Training) -> RunC
         params=_params(training),
         readings=tuple(_readings(history, training)),
         data=_data(study, history, tested=training.stage == "confirm"),
+        images=tuple(_images(result)),
     )
 
 
@@ -128,7 +141,7 @@ def retrained_content(study: Study, history: History, training: Training, note: 
     """The run of a retraining; each one is a run of its own."""
     content = training_content(study, history, training)
     key = f"{_hash(study, history)}/retrained/{training.arm}/{content.start_ms}"
-    tags = {KEY_TAG: key, "aim.phase": "retrained", "mlflow.note.content": note[:_NOTE_LIMIT]}
+    tags = {KEY_TAG: key, "aim.phase": "retrained", "mlflow.note.content": note[:NOTE_LIMIT]}
     return replace(
         content,
         key=key,
@@ -167,70 +180,10 @@ def verdict_content(
             Reading(f"delta/{name}", float(value), 0, now_ms)
             for name, value in _verdict_figures(verdict)
             if value is not None
-        ),
+        )
+        + tuple(Reading(k, v, 0, now_ms) for k, v in _study_cost(history).items()),
         data=_data(study, history, tested=True),
     )
-
-
-def verdict_note(verdict: Mapping[str, Any], sentence: str) -> str:
-    """Markdown: the sentence, then a table of the arms and one of the comparisons.
-
-    >>> print(verdict_note({"verdict": "not_asked"}, "No comparison was asked."))
-    **No comparison was asked.**
-    """
-    parts = [f"**{sentence}**"]
-    if arms := verdict.get("arms"):
-        parts.append(_table(_ARM_HEAD, [_arm_row(a, s) for a, s in arms.items()]))
-    if comparisons := verdict.get("comparisons"):
-        rows = [_comparison_row(name, c) for name, c in comparisons.items()]
-        parts += ["Differences over blocks:", _table(_COMPARISON_HEAD, rows)]
-    if arms:
-        parts.append("The full report is the artifact `report.html` of this run.")
-    return "\n\n".join(parts)[:_NOTE_LIMIT]
-
-
-_ARM_HEAD = ("arm", "test accuracy", "sd", "runs", "parameters", "step")
-_COMPARISON_HEAD = ("comparison", "points", "95 % interval", "blocks won")
-
-
-def _arm_row(arm: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
-    parameters, step = summary.get("parameters"), summary.get("step_ms")
-    return (
-        arm,
-        _figure(summary.get("mean_points"), "{:.2f} %"),
-        _figure(summary.get("sd_points"), "{:.2f}"),
-        str(summary.get("runs", 0)),
-        _figure(parameters, "{:,}"),
-        _figure(step, "{:.2f} ms"),
-    )
-
-
-def _comparison_row(name: str, comparison: Mapping[str, Any]) -> tuple[str, ...]:
-    interval = comparison.get("ci95_points")
-    blocks = len(comparison.get("differences_points") or ())
-    return (
-        name,
-        _figure(comparison.get("effect_points"), "{:+.2f}"),
-        "{:+.2f} to {:+.2f}".format(*interval) if interval else "-",
-        f"{comparison.get('wins', 0)} of {blocks}",
-    )
-
-
-def _figure(value: float | None, pattern: str) -> str:
-    return "-" if value is None else pattern.format(value)
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    wide = [tuple(f"{cell}&emsp;" for cell in line) for line in rows]  # MLflow pads no cells
-    lines = [head, ("---",) * len(head), *wide]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _question(study: Study) -> str:
-    if not study.compares:
-        return f"Search for a good configuration of {', '.join(study.arms)}."
-    others = " and ".join(study.addon_arms)
-    return f"Does it help to add {others} to {study.backbone.name} on {study.data.name}?"
 
 
 def _hash(study: Study, history: History) -> str:
@@ -301,7 +254,8 @@ def _readings(history: History, training: Training) -> Iterator[Reading]:
         yield from (Reading(k, v, m.step, moment) for k, v in figures.items() if math.isfinite(v))
     if training.result is not None:
         end = _ms(training.finished if training.finished is not None else start)
-        figures = {**_cost(training.result), **_test(history, training)}
+        result = training.result
+        figures = {**_cost(result), **_system(result), **_test(history, training)}
         # Single figures stand at step 0: MLflow then draws bars instead of a line of one point
         yield from (Reading(k, v, 0, end) for k, v in figures.items() if math.isfinite(v))
 
@@ -317,6 +271,32 @@ def _cost(result: TrainingResult) -> dict[str, float]:
         "cost/flops": result.flops,
     }
     return {k: float(v) for k, v in figures.items() if v is not None}
+
+
+def _system(result: TrainingResult) -> dict[str, float]:
+    """What the training took of its machine, under the names by which MLflow knows such figures."""
+    figures = {
+        "system/cpu_utilization_percentage": result.cpu_percent,
+        "system/process_memory_mebibytes": result.rss_mib,
+        "system/gpu_0_memory_usage_mebibytes": result.peak_mib,
+        "system/gpu_0_utilization_percentage": result.gpu_percent,
+    }
+    return {k: float(v) for k, v in figures.items() if v is not None}
+
+
+def _images(result: TrainingResult | None) -> Iterator[Image]:
+    """What the memory learned: the phases, each on its own, and start and end by step."""
+    if result is None or result.memory is None:
+        return
+    try:
+        phases = memory_images(result.memory)
+    except (ValueError, KeyError):
+        return  # a damaged record costs its pictures
+    yield Image(key=BY_STEP, step=0, pixels=phases["start"])
+    yield Image(key=BY_STEP, step=result.steps, pixels=phases["end"])
+    for name, key in PHASES.items():
+        if name in phases:
+            yield Image(key=key, step=0, pixels=phases[name])
 
 
 def _test(history: History, training: Training) -> dict[str, float]:
@@ -342,6 +322,15 @@ def _verdict_figures(verdict: Mapping[str, Any]) -> Iterator[tuple[str, float | 
     low, high = verdict.get("ci95_points") or (None, None)
     yield "ci95_low_points", low
     yield "ci95_high_points", high
+
+
+def _study_cost(history: History) -> dict[str, float]:
+    """What all trainings of the study have cost together."""
+    results = [t.result for t in history.rows() if t.result and t.reused_from is None]
+    hours = sum(r.seconds for r in results) / 3600
+    on_gpu = sum(r.seconds for r in results if r.device.startswith("cuda")) / 3600
+    figures = {"cost/trainings": float(len(results)), "cost/training_hours": hours}
+    return {**figures, "cost/gpu_hours": on_gpu} if on_gpu else figures
 
 
 def _data(study: Study, history: History, *, tested: bool) -> DataInput | None:

@@ -7,17 +7,13 @@ retries and threads are the mirror's business.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -26,11 +22,18 @@ from mlflow.tracking import MlflowClient
 from aim_tune.errors import ResourceError
 from aim_tune.spec.values import short_hash
 from aim_tune.tracking.content import DIGEST_TAG, KEY_TAG, STUDY_TAG, DataInput, RunContent
+from aim_tune.tracking.place import (
+    first_use_lock,
+    is_server,
+    probe,
+    server_version,
+    unreachable,
+)
 
-PROBE_S = 4.0
-"""How long a server may take to answer before it counts as not there, seconds."""
 FILES_TAG = "aim_tune.files"
 """Hash of the artifacts of a run, set once all of them are there."""
+IMAGES_TAG = "mlflow.loggedImages"
+"""Set by MLflow on a run that has pictures."""
 BATCH = 1000
 """Most metrics MLflow takes in one call."""
 
@@ -46,74 +49,9 @@ class Seen:
     steps: set[tuple[str, int]] = field(default_factory=set)
     """(metric, step)."""
     has_data: bool = False
+    images: set[tuple[str, int]] = field(default_factory=set)
+    """(key, step)."""
     start_ms: int = 0
-
-
-def default_uri(results: Path) -> str:
-    """The sqlite store of a results folder; absolute, as MLflow would look in the current folder."""
-    return f"sqlite:///{results.resolve()}/mlflow.db"
-
-
-def shown(uri: str) -> str:
-    """`uri` without a password.
-
-    >>> shown("http://me:secret@host:5000/x")
-    'http://me:***@host:5000/x'
-    """
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    head, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{head.partition(':')[0]}:***@{host}"))
-
-
-def probe(uri: str) -> None:
-    """Return if the server of an http(s) URI answers within PROBE_S. Raises ResourceError if not.
-
-    Any answer counts: a proxy in front of MLflow may know no /health.
-    """
-    if not _is_server(uri):
-        return
-    try:
-        urllib.request.urlopen(f"{_address(uri)}/health", timeout=PROBE_S).close()
-    except urllib.error.HTTPError:
-        return
-    except (OSError, ValueError) as error:
-        raise unreachable(uri, error) from None
-
-
-def page(uri: str) -> str:
-    """Where the pages of a store are: the server itself, or where mlflow/serve.sh puts them.
-
-    >>> page("http://me:secret@host:5000/"), page("sqlite:////tmp/mlflow.db")
-    ('http://host:5000/', 'http://127.0.0.1:5000/')
-    """
-    return f"{_address(uri)}/" if _is_server(uri) else "http://127.0.0.1:5000/"
-
-
-def _is_server(uri: str) -> bool:
-    return urlsplit(uri).scheme in ("http", "https")
-
-
-def _address(uri: str) -> str:
-    """A server's URI without user, password, query and last slash."""
-    parts = urlsplit(uri)
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
-    return urlunsplit(bare).rstrip("/")
-
-
-def unreachable(uri: str, reason: object) -> ResourceError:
-    """The error for a store that does not answer: which one, why, what to do."""
-    advice = (
-        "Start the server, or correct the address"
-        if _is_server(uri)
-        else "See that its folder exists and can be written, or name another store"
-    )
-    text = " ".join(str(reason).split())[:300]
-    return ResourceError(
-        f"no MLflow at {shown(uri)}: {text}. {advice}. With --tracking optional a search goes on "
-        "without it; MLflow can be filled from the ledger later."
-    )
 
 
 class Store:
@@ -151,7 +89,7 @@ class Store:
         probe(self.uri)
         on_answer()
         try:
-            with _quiet(), _first_use_lock(self.uri):
+            with _quiet(), first_use_lock(self.uri):
                 self._client = MlflowClient(tracking_uri=self.uri)
                 self._experiment = self._find_or_make(experiment)
             self.describe(note)
@@ -175,10 +113,7 @@ class Store:
 
     def version(self) -> str:
         """Version of the MLflow that shows the store: the server's, else the one installed here."""
-        if not _is_server(self.uri):
-            return str(mlflow.__version__)
-        with urllib.request.urlopen(f"{_address(self.uri)}/version", timeout=PROBE_S) as answer:
-            return str(answer.read(100).decode())
+        return server_version(self.uri) if is_server(self.uri) else str(mlflow.__version__)
 
     def tag_experiment(self, tags: Mapping[str, str]) -> None:
         """Set tags of the experiment, leaving alone those that are so already."""
@@ -213,6 +148,7 @@ class Store:
         """Bring a run up to `content`, adding only what it lacks. Metrics are never changed."""
         if seen is None:
             seen = self._create(content)
+        self._log_images(content, seen)
         self._log_difference(content, seen)
         if content.data is not None and not seen.has_data:
             self.client.log_inputs(seen.run_id, datasets=[_dataset(content.data)])
@@ -280,6 +216,28 @@ class Store:
         )
         return Seen(run_id=run.info.run_id, start_ms=content.start_ms)
 
+    def _log_images(self, content: RunContent, seen: Seen) -> None:
+        """Pictures that the run lacks. MLflow keeps them as files named key+step+...; each costs two."""
+        if not content.images or seen.images >= {(i.key, i.step) for i in content.images}:
+            return
+        if IMAGES_TAG in seen.tags:
+            files = self.client.list_artifacts(seen.run_id, "images")
+            names = {"+".join(Path(file.path).name.split("+")[:3]) for file in files}
+        else:
+            names = set()
+        for image in content.images:
+            if f"{image.key.replace('/', '~')}+step+{image.step}" not in names:
+                self.client.log_image(
+                    seen.run_id,
+                    image.pixels,
+                    key=image.key,
+                    step=image.step,
+                    timestamp=content.end_ms or content.start_ms,
+                    synchronous=True,
+                )
+            seen.images.add((image.key, image.step))
+        seen.tags[IMAGES_TAG] = "True"
+
     def _log_difference(self, content: RunContent, seen: Seen) -> None:
         wanted = {**content.tags, DIGEST_TAG: content.digest}
         tags = {k: v for k, v in wanted.items() if seen.tags.get(k) != v}
@@ -322,29 +280,6 @@ def _dataset(data: DataInput) -> DatasetInput:
         profile=data.settings,
     )
     return DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", data.context)])
-
-
-@contextmanager
-def _first_use_lock(uri: str) -> Iterator[None]:
-    """One process at a time: several that make one sqlite schema at once ruin the file for good."""
-    path = sqlite_path(uri)
-    if path is None:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a sqlite URI; None for other stores.
-
-    >>> sqlite_path("sqlite:////tmp/mlflow.db")
-    PosixPath('/tmp/mlflow.db')
-    """
-    head, mark, path = uri.partition(":///")
-    return Path(path) if mark and head.startswith("sqlite") and path else None
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from aim_tune.spec.space import Domain, Fixed
 from aim_tune.spec.study import BASELINE, Study
+from aim_tune.tracking.content import BY_STEP, PHASES
 
 TAG = "mlflow.sharedViewState."
 LIMIT = 20_000
@@ -26,9 +27,12 @@ OLDEST, TOO_NEW = (3, 15), (4, 0)
 """Versions of MLflow that draw these views."""
 
 METRICS = (
-    "cost/flops", "cost/parameters", "cost/peak_mib", "cost/seconds", "cost/step_ms", "cost/steps",
+    "cost/flops", "cost/gpu_hours", "cost/parameters", "cost/peak_mib", "cost/seconds", "cost/step_ms",
+    "cost/steps", "cost/training_hours", "cost/trainings",
     "delta/blocks", "delta/ci95_high_points", "delta/ci95_low_points", "delta/effect_points",
     "delta/mde_points", "delta/p_better_new_block", "delta/test_accuracy", "delta/test_points",
+    "system/cpu_utilization_percentage", "system/gpu_0_memory_usage_mebibytes",
+    "system/gpu_0_utilization_percentage", "system/process_memory_mebibytes",
     "test/accuracy", "test/error", "test/error_points", "train/loss", "train/lr", "val/accuracy",
     "val/best", "val/loss",
 )  # fmt: skip
@@ -105,6 +109,8 @@ def _views(study: Study) -> Iterator[View]:
     if arm is not None:
         yield _settings(study, arm, f"{addon} settings")
     yield _cost(study)
+    if arm is not None and study.protocol.blocks and study.protocol.confirm:
+        yield _memory()
 
 
 def _main_arm(study: Study) -> str | None:
@@ -200,8 +206,24 @@ def _cost(study: Study) -> View:
             _bar("cost/flops"),
             _bar("cost/seconds"),
             _bar("cost/peak_mib"),
+            _bar("system/cpu_utilization_percentage"),
+            _bar("system/process_memory_mebibytes"),
+            _bar("system/gpu_0_utilization_percentage"),
         ),
         group_by=("aim.arm",),
+    )
+
+
+def _memory() -> View:
+    """Pictures exist of the add-on's first confirm run."""
+    phases = [*PHASES.values()]
+    return View(
+        key="aim_memory",
+        name="Memory images",
+        filter=f"{_is('aim.phase', 'confirm')} AND tags.`mlflow.loggedImages` = 'True'",
+        columns=("tags.`aim.pair`", *_metrics("val/best", "test/accuracy")),
+        wide=_images(*phases),
+        charts=(_images(BY_STEP),),
     )
 
 
@@ -234,6 +256,11 @@ def _scatter(kind: Literal["METRIC", "PARAM"], x: str, y: str) -> Chart:
     """`kind` is that of x; y is a metric."""
     axes = {"xaxis": {"type": kind, "key": x}, "yaxis": {"type": "METRIC", "key": y}}
     return {"type": "SCATTER", **axes}
+
+
+def _images(*keys: str) -> Chart:
+    """One key: a slider over its steps. Several: a table, one row each, of their pictures at step 0."""
+    return {"type": "IMAGE", "imageKeys": list(keys), "step": 0, "showRunParams": False}
 
 
 def _parallel(params: Sequence[str], metrics: Sequence[str]) -> Chart:
@@ -283,9 +310,12 @@ def _sections(view: View) -> list[dict[str, Any]]:
 
 
 def _cards(view: View) -> list[Chart]:
-    """The view's charts, then every other metric as a deleted one, so that MLflow adds none for it."""
+    """The view's charts, then every other metric and picture as a deleted one, so that MLflow adds none
+    for it."""
     shown = {chart.get("metricKey") for chart in view.charts}
+    alone = {chart["imageKeys"][0] for chart in view.charts if chart["type"] == "IMAGE"}
     rest = [{**_bar(metric), "deleted": True} for metric in METRICS if metric not in shown]
+    rest += [{**_images(k), "deleted": True} for k in (BY_STEP, *PHASES.values()) if k not in alone]
     wide = [{**view.wide, "metricSectionId": f"{view.key}_wide"}] if view.wide else []
     base = {
         "metricSectionId": view.key, "isGenerated": False, "deleted": False,

@@ -12,7 +12,8 @@ import pytest
 
 from aim_tune.spec.study import Study
 from aim_tune.stats.simulate import World, example_study, simulated_events
-from aim_tune.tracking.store import Store, default_uri
+from aim_tune.tracking.place import default_uri
+from aim_tune.tracking.store import Store
 
 Records = list[dict[str, Any]]
 

@@ -10,12 +10,8 @@ import pytest
 from aim_tune.ledger import History
 from aim_tune.stats.simulate import World, example_study, simulated_history
 from aim_tune.stats.verdict import decide
-from aim_tune.tracking.content import (
-    experiment_note,
-    training_content,
-    verdict_content,
-    verdict_note,
-)
+from aim_tune.tracking.content import training_content, verdict_content
+from aim_tune.tracking.notes import experiment_note, verdict_note
 
 
 @pytest.fixture

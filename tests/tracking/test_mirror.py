@@ -13,7 +13,8 @@ from mlflow.tracking import MlflowClient
 from aim_tune.errors import ResourceError
 from aim_tune.tracking import mirror as mirror_module
 from aim_tune.tracking.mirror import Mirror
-from aim_tune.tracking.store import Seen, Store, default_uri, shown
+from aim_tune.tracking.place import default_uri, shown
+from aim_tune.tracking.store import Seen, Store
 
 VERDICT = {"verdict": "no_evidence", "effect_points": 0.25, "ci95_points": [-1.0, 1.5], "blocks": 2}
 
@@ -253,7 +254,7 @@ def test_what_is_missing_at_the_end_is_said_and_written_by_the_next_run(
     monkeypatch.setattr(Store, "write", refuse)
     missing = mirrored(folder, study, [], notify=lambda text: None).close()
     assert "18 runs are not yet in MLflow" in missing
-    assert f"aim_tune.report {folder} --mlflow" in missing
+    assert missing.endswith(f"python -m aim_tune.track {folder}")
     monkeypatch.undo()
     assert mirrored(folder, study, []).close() == ""
     assert len(all_runs(folder)[1]) == 18
@@ -277,7 +278,7 @@ def test_a_server_that_is_not_there_is_named_at_once(folder, study, closed_port)
 def test_a_server_that_accepts_and_never_answers_is_named_within_ten_seconds(
     folder, study, monkeypatch
 ):
-    monkeypatch.setattr("aim_tune.tracking.store.PROBE_S", 0.3)
+    monkeypatch.setattr("aim_tune.tracking.place.PROBE_S", 0.3)
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
@@ -296,7 +297,7 @@ def test_without_a_server_an_optional_mirror_lets_the_search_go_on(
     assert "Going on with the ledger alone" in said[0]
     missing = mirror.close()
     assert "18 runs are not yet in MLflow" in missing
-    assert missing.endswith(f"--mlflow --tracking-uri {uri}")
+    assert missing.endswith(f"aim_tune.track {folder} --tracking-uri {uri}")
 
 
 def test_a_folder_that_cannot_be_used_is_an_error_that_names_the_store(folder, study, tmp_path):

@@ -15,11 +15,12 @@ from aim_tune.stats.simulate import example_study
 from aim_tune.tracking import views
 from aim_tune.tracking.content import training_content, verdict_content
 from aim_tune.tracking.mirror import Mirror
-from aim_tune.tracking.store import Store, default_uri
+from aim_tune.tracking.place import default_uri
+from aim_tune.tracking.store import Store
 
 NAMES = [
     "Verdict", "Confirmation by arm", "Pair differences", "Search: baseline against AiM",
-    "AiM settings", "Cost",
+    "AiM settings", "Cost", "Memory images",
 ]  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def states(study) -> dict[str, dict[str, Any]]:
     return dict(map(read_back, views.tags(study, created_ms=1).values()))
 
 
-def test_a_comparison_has_six_views_in_reading_order(study, states):
+def test_a_comparison_has_its_views_in_reading_order(study, states):
     assert list(states) == list(views.links(study, "7")) == NAMES
     assert views.links(study, "7")["Verdict"] == (
         "#/experiments/7/runs?viewStateShareKey=aim_verdict&compareRunsMode=TABLE"

@@ -19,7 +19,7 @@ import pytest
 from aim_tune.stats import decide
 from aim_tune.stats.simulate import World, simulated_history
 from aim_tune.tracking.mirror import Mirror
-from aim_tune.tracking.store import default_uri
+from aim_tune.tracking.place import default_uri
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""

@@ -1,0 +1,88 @@
+"""Descriptions in MLflow: Markdown that says what was found, above the runs and on the verdict run. Pure.
+
+MLflow's page allows headings, lists, tables, links and pictures by address, and pads no table cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aim_tune.spec.study import Study
+
+NOTE_LIMIT = 7500
+"""MLflow takes 8,000 characters in a tag."""
+
+
+def experiment_note(study: Study, sentence: str = "") -> str:
+    """Markdown description of the study's experiment; `sentence` is the verdict once there is one."""
+    arms = ", ".join(f"`{a}`" for a in study.arms)
+    first = sentence or _question(study)
+    return (
+        f"{first}\n\nBackbone `{study.backbone.name}`, data `{study.data.name}`, arms {arms}. "
+        "One run is one training of one arm. The saved views (top right of the runs) answer the usual "
+        "questions; for others group by the tag `aim.arm` and filter, say `tags.aim.phase = 'confirm'`. "
+        "Test figures stand on confirm runs only; `delta/test_points` is an arm minus the baseline of "
+        "the same pair, percentage points."
+    )
+
+
+def verdict_note(verdict: Mapping[str, Any], sentence: str) -> str:
+    """Markdown: the sentence, then a table of the arms and one of the comparisons.
+
+    >>> print(verdict_note({"verdict": "not_asked"}, "No comparison was asked."))
+    **No comparison was asked.**
+    """
+    parts = [f"**{sentence}**"]
+    if arms := verdict.get("arms"):
+        parts.append(_table(_ARM_HEAD, [_arm_row(a, s) for a, s in arms.items()]))
+    if comparisons := verdict.get("comparisons"):
+        rows = [_comparison_row(name, c) for name, c in comparisons.items()]
+        parts += ["Differences over blocks:", _table(_COMPARISON_HEAD, rows)]
+    if arms:
+        parts.append("The full report is the artifact `report.html` of this run.")
+    return "\n\n".join(parts)[:NOTE_LIMIT]
+
+
+_ARM_HEAD = ("arm", "test accuracy", "sd", "runs", "parameters", "step")
+_COMPARISON_HEAD = ("comparison", "points", "95 % interval", "blocks won")
+
+
+def _arm_row(arm: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
+    parameters, step = summary.get("parameters"), summary.get("step_ms")
+    return (
+        arm,
+        _figure(summary.get("mean_points"), "{:.2f} %"),
+        _figure(summary.get("sd_points"), "{:.2f}"),
+        str(summary.get("runs", 0)),
+        _figure(parameters, "{:,}"),
+        _figure(step, "{:.2f} ms"),
+    )
+
+
+def _comparison_row(name: str, comparison: Mapping[str, Any]) -> tuple[str, ...]:
+    interval = comparison.get("ci95_points")
+    blocks = len(comparison.get("differences_points") or ())
+    return (
+        name,
+        _figure(comparison.get("effect_points"), "{:+.2f}"),
+        "{:+.2f} to {:+.2f}".format(*interval) if interval else "-",
+        f"{comparison.get('wins', 0)} of {blocks}",
+    )
+
+
+def _figure(value: float | None, pattern: str) -> str:
+    return "-" if value is None else pattern.format(value)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    wide = [tuple(f"{cell}&emsp;" for cell in line) for line in rows]  # MLflow pads no cells
+    lines = [head, ("---",) * len(head), *wide]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _question(study: Study) -> str:
+    if not study.compares:
+        return f"Search for a good configuration of {', '.join(study.arms)}."
+    others = " and ".join(study.addon_arms)
+    return f"Does it help to add {others} to {study.backbone.name} on {study.data.name}?"

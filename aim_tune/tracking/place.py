@@ -1,0 +1,116 @@
+"""Where a store is: its URI, whether somebody answers there, what people may be shown of it.
+
+Speaks HTTP to a server's /health and /version only; MLflow itself is store.py's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from aim_tune.errors import ResourceError
+
+PROBE_S = 4.0
+"""How long a server may take to answer before it counts as not there, seconds."""
+
+
+def default_uri(results: Path) -> str:
+    """The sqlite store of a results folder; absolute, as MLflow would look in the current folder."""
+    return f"sqlite:///{results.resolve()}/mlflow.db"
+
+
+def shown(uri: str) -> str:
+    """`uri` without a password.
+
+    >>> shown("http://me:secret@host:5000/x")
+    'http://me:***@host:5000/x'
+    """
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    head, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{head.partition(':')[0]}:***@{host}"))
+
+
+def probe(uri: str) -> None:
+    """Return if the server of an http(s) URI answers within PROBE_S. Raises ResourceError if not.
+
+    Any answer counts: a proxy in front of MLflow may know no /health.
+    """
+    if not is_server(uri):
+        return
+    try:
+        urllib.request.urlopen(f"{address(uri)}/health", timeout=PROBE_S).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        raise unreachable(uri, error) from None
+
+
+def page(uri: str) -> str:
+    """Where the pages of a store are: the server itself, or where mlflow/serve.sh puts them.
+
+    >>> page("http://me:secret@host:5000/"), page("sqlite:////tmp/mlflow.db")
+    ('http://host:5000/', 'http://127.0.0.1:5000/')
+    """
+    return f"{address(uri)}/" if is_server(uri) else "http://127.0.0.1:5000/"
+
+
+def is_server(uri: str) -> bool:
+    """Whether a URI names a server, not a file or database."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def address(uri: str) -> str:
+    """A server's URI without user, password, query and last slash."""
+    parts = urlsplit(uri)
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+    return urlunsplit(bare).rstrip("/")
+
+
+def unreachable(uri: str, reason: object) -> ResourceError:
+    """The error for a store that does not answer: which one, why, what to do."""
+    advice = (
+        "Start the server, or correct the address"
+        if is_server(uri)
+        else "See that its folder exists and can be written, or name another store"
+    )
+    text = " ".join(str(reason).split())[:300]
+    return ResourceError(
+        f"no MLflow at {shown(uri)}: {text}. {advice}. With --tracking optional a search goes on "
+        "without it; MLflow can be filled from the ledger later."
+    )
+
+
+@contextmanager
+def first_use_lock(uri: str) -> Iterator[None]:
+    """One process at a time: several that make one sqlite schema at once ruin the file for good."""
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".lock"), "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a sqlite URI; None for other stores.
+
+    >>> sqlite_path("sqlite:////tmp/mlflow.db")
+    PosixPath('/tmp/mlflow.db')
+    """
+    head, mark, path = uri.partition(":///")
+    return Path(path) if mark and head.startswith("sqlite") and path else None
+
+
+def server_version(uri: str) -> str:
+    """MLflow's version at a server. Raises OSError where it does not say."""
+    with urllib.request.urlopen(f"{address(uri)}/version", timeout=PROBE_S) as answer:
+        return str(answer.read(100).decode())
