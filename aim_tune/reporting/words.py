@@ -57,6 +57,7 @@ def notes(verdict: Verdict) -> list[str]:
         *explore_notes(verdict),
         *_untrained(verdict),
         *_pairing(verdict),
+        *_budget_used(verdict),
         *_looks(verdict),
         *_sign_flip(verdict),
         *_ended_early(verdict),
@@ -291,6 +292,15 @@ def _untrained(verdict: Verdict) -> list[str]:
         return []
     arms, are = " and ".join(verdict.untrained), "are" if len(verdict.untrained) > 1 else "is"
     return [f"{arms} {are} trained only after {verdict.arm} was found better: no attribution."]
+
+
+def _budget_used(verdict: Verdict) -> list[str]:
+    if not verdict.out_of_budget:
+        return []
+    return [
+        f"Ended after {verdict.blocks} of {count(verdict.blocks_planned, 'block')}: the declared device "
+        "hours allow no more."
+    ]
 
 
 def _looks(verdict: Verdict) -> list[str]:

@@ -15,42 +15,38 @@ import numpy as np
 
 from aim_tune.ledger import History
 from aim_tune.spec.study import BASELINE
-from aim_tune.stats.evidence import Differences, differences
+from aim_tune.stats.evidence import differences
 from aim_tune.stats.looks import Look
 from aim_tune.stats.paired import Interval, Sample, holm, p_better_in_new_block, sign_flip_p
 from aim_tune.stats.result import Comparison
 
 
-def compare(history: History, look: Look, arms: Sequence[str], arm: str) -> dict[str, Comparison]:
-    """arm - baseline unadjusted, then (Holm) arm - others and others - baseline."""
+def compare(
+    history: History, look: Look, arms: Sequence[str], arm: str
+) -> tuple[dict[str, Comparison], Sample]:
+    """arm - baseline unadjusted, then (Holm) arm - others and others - baseline; and what the first rests
+    on."""
     others = [a for a in arms if a not in (arm, BASELINE)]
     pairs = [(arm, BASELINE), *((arm, o) for o in others), *((o, BASELINE) for o in others)]
     found = [differences(history, look.blocks, a, b) for a, b in pairs]
-    samples = [sample_of(f, look) for f in found]
+    samples = [
+        Sample(differences=f.points_B, cells=f.cells_BN, anytime=look.anytime) for f in found
+    ]
     p_values = [s.p() if s.size else 1.0 for s in samples]
     adjusted, levels = holm(p_values[1:], look.alpha)
-    rows = zip(pairs, found, samples, p_values[:1] + adjusted, [look.alpha, *levels], strict=True)
-    return {
-        f"{pair[0]} - {pair[1]}": _comparison(
-            Comparison(
-                arm=pair[0],
-                reference=pair[1],
-                adjusted=pair != pairs[0],
-                lost_pairs=seen.lost,
-                covers_examples=sample.cells is not None,
-            ),
-            sample,
-            p,
-            level,
-            look.alpha,
+    comparisons = {}
+    for pair, seen, sample, p, level in zip(
+        pairs, found, samples, p_values[:1] + adjusted, [look.alpha, *levels], strict=True
+    ):
+        base = Comparison(
+            arm=pair[0],
+            reference=pair[1],
+            adjusted=pair != pairs[0],
+            lost_pairs=seen.lost,
+            covers_examples=sample.cells is not None,
         )
-        for pair, seen, sample, p, level in rows
-    }
-
-
-def sample_of(seen: Differences, look: Look) -> Sample:
-    """Differences as they are judged at a look."""
-    return Sample(differences=seen.points_B, cells=seen.cells_BN, anytime=look.anytime)
+        comparisons[f"{pair[0]} - {pair[1]}"] = _comparison(base, sample, p, level, look.alpha)
+    return comparisons, samples[0]
 
 
 def _comparison(

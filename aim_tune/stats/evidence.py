@@ -62,8 +62,9 @@ def _whole(study: Study, history: History, arms: tuple[str, ...]) -> tuple[int, 
 def differences(history: History, blocks: tuple[int, ...], arm: str, reference: str) -> Differences:
     """Test accuracy of `arm` minus `reference` over the confirm pairs of `blocks`."""
     kept, points, cells, lost = [], [], [], 0
+    everything = _pairs(history, arm, reference)
     for block in blocks:
-        pairs = _pairs(history, block, arm, reference)
+        pairs = everything.get(block, [])
         usable = [p for p in pairs if all(t.test_accuracy is not None for t in p)]
         lost += len(pairs) - len(usable)
         if usable:
@@ -97,15 +98,17 @@ def twin_scores(
 
 
 def _pairs(
-    history: History, block: int, arm: str, reference: str
-) -> list[tuple[Training, Training]]:
-    """The two arms' trainings of each confirm pair of a block: of one request, or of two on the same
+    history: History, arm: str, reference: str
+) -> dict[int | None, list[tuple[Training, Training]]]:
+    """Block -> the two arms' trainings of its confirm pairs: of one request, or of two on the same
     streams where one arm was trained later."""
     first, second = (
-        {t.index: t for t in history.rows("confirm", name) if t.block == block}
-        for name in (arm, reference)
+        {(t.block, t.index): t for t in history.rows("confirm", name)} for name in (arm, reference)
     )
-    return [(first[i], second[i]) for i in sorted(first.keys() & second.keys())]
+    pairs: dict[int | None, list[tuple[Training, Training]]] = {}
+    for place in sorted(first.keys() & second.keys(), key=lambda p: (p[0] or 0, p[1])):
+        pairs.setdefault(place[0], []).append((first[place], second[place]))
+    return pairs
 
 
 def _accuracy(training: Training) -> float:

@@ -3,7 +3,8 @@
 Planned looks (`protocol.looks: [8, 12, 20]`): the t interval, at every look at one level chosen so that all
 looks together err in 5 % (Pocock 1977, recalibrated for t with so few blocks: 8, 12, 20 give 2.2 %). The
 intervals hold at whatever look the study ends. Between looks, before the end of a plan, and after blocks
-were added without one: anytime-valid intervals. A look takes the first so many blocks, whatever else is
+were added without one: anytime-valid intervals. An end by the budget has not seen the results: it is judged
+like the planned one. A look takes the first so many blocks, whatever else is
 done by then, so the answer does not depend on the number of slots.
 """
 
@@ -18,6 +19,7 @@ from scipy import stats
 
 from aim_tune.ledger import History
 from aim_tune.spec.study import Study
+from aim_tune.stats.amounts import blocks_to_run
 from aim_tune.stats.paired import ALPHA
 
 DRAWS = 400_000
@@ -43,22 +45,22 @@ class Look:
 
 def looks_of(study: Study, history: History, blocks: tuple[int, ...]) -> Iterator[Look]:
     """The looks that the whole `blocks` allow, in order: the first that decides counts, else the last."""
-    planned = history.blocks or study.protocol.blocks
+    end = blocks_to_run(study, history)
+    interim = len(blocks) < end
     if history.blocks is not None:
-        yield Look(blocks=blocks, anytime=True, interim=len(blocks) < planned)
+        yield Look(blocks=blocks, anytime=True, interim=interim)
         return
-    sizes = study.protocol.looks
+    sizes = tuple(study.protocol.looks)
     reached = [size for size in sizes if blocks[:size] == tuple(range(size))]
+    level = look_level(sizes) if reached else ALPHA
     for number, size in enumerate(reached, start=1):
         yield Look(
-            blocks=blocks[:size],
-            alpha=look_level(tuple(sizes)),
-            number=number,
-            last=number == len(sizes),
+            blocks=blocks[:size], alpha=level, number=number, last=not interim and size == end
         )
-    interim = len(blocks) < planned
-    if interim or not sizes:
-        yield Look(blocks=blocks, anytime=interim, interim=interim)
+    if interim:
+        yield Look(blocks=blocks, anytime=True, interim=True)
+    elif end not in sizes:  # no looks were planned, or the budget ended the study between two
+        yield Look(blocks=blocks, alpha=level)
 
 
 @lru_cache(maxsize=16)

@@ -133,6 +133,8 @@ class Verdict:
     """At which of the planned looks (from 1) the study was judged; None: at none of them."""
     explored: Explored | None = None
     """What explore came to; None without one."""
+    out_of_budget: bool = False
+    """Whether the declared device hours ended the study before the planned number of blocks."""
     design_for: tuple[str, ...] = ()
     """The arms for which alone explore chose the add-on's design; none named: for all that have one."""
     declared_confounds: Mapping[str, str] = field(default_factory=dict)

@@ -16,12 +16,12 @@ import numpy as np
 from aim_tune.ledger import History, Training
 from aim_tune.spec.study import BASELINE, MEASURED, Study
 from aim_tune.stats.budget import budgets, inequality
-from aim_tune.stats.compare import compare, figure, sample_of
+from aim_tune.stats.compare import compare, figure
 from aim_tune.stats.edges import edges
-from aim_tune.stats.evidence import differences, trained_arms, twin_scores, whole_blocks
+from aim_tune.stats.evidence import trained_arms, twin_scores, whole_blocks
 from aim_tune.stats.explored import explore_facts
 from aim_tune.stats.looks import Look, looks_of
-from aim_tune.stats.paired import Interval, reach
+from aim_tune.stats.paired import Interval, Sample, reach
 from aim_tune.stats.result import OUTCOMES, VERDICTS, ArmSummary, Comparison, Verdict
 from aim_tune.stats.tuning import correlation, tuning_gap
 
@@ -66,11 +66,11 @@ def _decides(verdict: Verdict) -> bool:
 def _judge_at(study: Study, history: History, arm: str, look: Look) -> Verdict:
     arms = trained_arms(study, history, look.blocks)
     base = _facts(study, history, look, arms, arm)
-    comparisons = compare(history, look, arms, arm)
+    comparisons, sample = compare(history, look, arms, arm)
     base = replace(base, comparisons=comparisons)
     main = next(iter(comparisons.values()))
     judged = _judge(base, main, _withheld(base, main, study))
-    judged = _with_reach(judged, history, look)
+    judged = _with_reach(judged, sample, last=look.last)
     return replace(judged, attribution=_attribution(judged))
 
 
@@ -125,6 +125,7 @@ def _facts(study: Study, history: History, look: Look, arms: Sequence[str], arm:
         alpha=look.alpha,
         looks=tuple(study.protocol.looks),
         look=look.number,
+        out_of_budget=(history.stopped or {}).get("gate", "").startswith("block/"),
         explored=explore_facts(study, history),
         design_for=_design_for(study),
         declared_confounds=study.declared_confounds,
@@ -169,15 +170,14 @@ def _summary(rows: Sequence[Training]) -> ArmSummary:
 
 
 def _block_correlation(history: History, blocks: tuple[int, ...], arm: str) -> float | None:
-    def level(block: int, name: str) -> float:
-        scores = [
-            t.test_accuracy
-            for t in history.rows("confirm", name)
-            if t.block == block and t.test_accuracy is not None
-        ]
-        return float(np.mean(scores)) if scores else np.nan
+    def levels_of(name: str) -> list[float]:
+        scores: dict[int | None, list[float]] = {}
+        for t in history.rows("confirm", name):
+            if t.test_accuracy is not None:
+                scores.setdefault(t.block, []).append(t.test_accuracy)
+        return [float(np.mean(scores.get(block, np.nan))) for block in blocks]
 
-    levels = np.array([[level(b, name) for b in blocks] for name in (arm, BASELINE)])
+    levels = np.array([levels_of(name) for name in (arm, BASELINE)])
     known = ~np.isnan(levels).any(axis=0)
     return figure(correlation(levels[0][known], levels[1][known]))
 
@@ -229,11 +229,10 @@ def _judge(base: Verdict, main: Comparison, withheld: str) -> Verdict:
     )
 
 
-def _with_reach(judged: Verdict, history: History, look: Look) -> Verdict:
+def _with_reach(judged: Verdict, sample: Sample, *, last: bool) -> Verdict:
     """`judged` with what more blocks could do, after an open end of the plan."""
-    if judged.verdict != "no_evidence" or judged.interim or not look.last:
+    if judged.verdict != "no_evidence" or judged.interim or not last:
         return judged
-    sample = sample_of(differences(history, look.blocks, str(judged.arm), judged.reference), look)
     found = reach(sample, judged.rope_points)
     if found is None:
         return judged

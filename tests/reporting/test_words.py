@@ -324,6 +324,11 @@ def test_planned_looks_are_said():
     assert not any("ook" in note for note in notes(replace(between, extended=True)))
 
 
+def test_an_end_by_the_budget_is_said():
+    v = verdict("better", blocks=7, blocks_planned=10, out_of_budget=True)
+    assert notes(v)[1] == "Ended after 7 of 10 blocks: the declared device hours allow no more."
+
+
 def test_early_ends_and_failures_are_counted_apart():
     counts = {"baseline": budget(early=1, failed=2), "aim": budget(early=3)}
     assert notes(verdict("better", budget=counts))[1:] == [

@@ -80,3 +80,22 @@ def test_blocks_added_later_make_planned_looks_void():
     history.apply({"event": "extended", "time": 0.0, "blocks": 24})
     (now,) = looks_of(planned((8, 12, 20)), history, tuple(range(20)))
     assert (now.anytime, now.interim, now.number, now.alpha) == (True, True, None, 0.05)
+
+
+def closed(blocks):
+    history = History()
+    gate = {"event": "gate", "time": 0.0, "gate": f"block/{blocks}", "blocks": blocks}
+    history.apply({**gate, "open": False, "verdict": None, "reason": "no more hours"})
+    return history
+
+
+def test_a_budget_that_is_used_up_ends_the_study_at_the_level_of_the_plan():
+    history, blocks = closed(10), tuple(range(10))
+    assert list(looks_of(planned(), history, blocks)) == [Look(blocks=blocks)]
+    level = look_level((8, 12, 20))
+    assert list(looks_of(planned((8, 12, 20)), history, blocks)) == [
+        Look(blocks=tuple(range(8)), alpha=level, number=1, last=False),
+        Look(blocks=blocks, alpha=level),
+    ]
+    (now,) = looks_of(planned(), history, blocks[:9])
+    assert now.interim
