@@ -3,8 +3,9 @@
 An arm whose best lies beyond a range was not tuned, and "better" than it says little. In a block, a
 setting that does not matter is chosen like any of the n drawn values; the warning needs (1) a drift of
 the chosen values away from the drawn ones that chance reaches in less than ALPHA of studies (normal
-tail, all settings and both ends together) and (2) their median in the outer quarter of the range. Arms
-share their draws and are not counted apart. How often it fires by chance: benchmarks/self_test.py, case
+tail, all settings and both ends together) and (2) their median in the outer quarter of the range; at an
+end that explore has cut, in the margin beyond all that was good there. Arms share their draws and are
+not counted apart. How often it fires by chance: benchmarks/self_test.py, case
 `irrelevant`. It sees what matters most; where several settings share the loss, few draws hide an edge.
 Choices have no ends.
 """
@@ -12,15 +13,15 @@ Choices have no ends.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log
 from statistics import NormalDist, fmean, median
 from typing import TypeAlias
 
 from aim_tune.ledger import History, Training
-from aim_tune.spec.space import IntUniform, Uniform
+from aim_tune.spec.space import Domain, IntUniform, Uniform
 from aim_tune.spec.study import Study
-from aim_tune.stats.narrow import block_ranges
+from aim_tune.stats.narrow import MARGIN, block_ranges
 
 ALPHA = 0.10
 """Chance of a drift in an arm for which no setting matters."""
@@ -52,27 +53,16 @@ class Edge:
 
 def edges(study: Study, history: History, blocks: Sequence[int]) -> tuple[Edge, ...]:
     """The warnings over `blocks`, by setting and arm."""
-    ranges = {
-        k: d
-        for k, d in block_ranges(study, history).items()
-        if isinstance(d, (Uniform, IntUniform)) and d.low < d.high
-    }
+    ranges = {k: d for k, d in study.shared.items() if isinstance(d, (Uniform, IntUniform))}
+    drawn_from = block_ranges(study, history)
     least = NormalDist().inv_cdf(1 - ALPHA / (2 * len(ranges))) if ranges else 0.0
     drawn = _drawn(history, blocks)
     found = [
-        _edge(name, ranges[name], arm, drawn.get(arm, ()), least)
+        _edge(name, ranges[name], drawn_from[name], arm, drawn.get(arm, ()), least)
         for name in sorted(ranges)
         for arm in study.arms
     ]
-    return tuple(_seen_whole(study, edge) for edge in found if edge is not None)
-
-
-def _seen_whole(study: Study, edge: Edge) -> Edge:
-    """The warning, with whether its end is one of the study's own."""
-    whole = study.shared[edge.setting]
-    assert isinstance(whole, (Uniform, IntUniform)), "only ranges have ends"
-    end = whole.high if edge.end == "high" else whole.low
-    return replace(edge, narrowed=edge.limit != float(end))
+    return tuple(edge for edge in found if edge is not None)
 
 
 Drawn: TypeAlias = Sequence[tuple[Training, Sequence[Training]]]
@@ -92,29 +82,35 @@ def _drawn(history: History, blocks: Sequence[int]) -> Mapping[str, Drawn]:
     return chosen
 
 
-def _edge(name: str, domain: Range, arm: str, drawn: Drawn, least: float) -> Edge | None:
-    """The warning for one arm and setting, or None."""
+def _edge(
+    name: str, whole: Range, domain: Domain, arm: str, drawn: Drawn, least: float
+) -> Edge | None:
+    """The warning for one arm and setting, or None. `domain` is what the blocks drew from, `whole` what
+    the study allows."""
+    assert isinstance(domain, (Uniform, IntUniform)), "a range is narrowed to a range"
     moved, variance, values = 0.0, 0.0, []
     for best, rows in drawn:
-        places = [share_of_range(domain, t.point.shared[name]) for t in rows]
+        places = [share_of_range(whole, t.point.shared[name]) for t in rows]
         value, mean = best.point.shared[name], fmean(places)
-        moved += share_of_range(domain, value) - mean
+        moved += share_of_range(whole, value) - mean
         variance += fmean((place - mean) ** 2 for place in places)
         values.append(float(value))
     high = moved > 0
     if not variance or abs(moved) < least * variance**0.5:
         return None
-    place = share_of_range(domain, median(values))
-    if (1 - place if high else place) > OUTER:
+    end, own = (domain.high, whole.high) if high else (domain.low, whole.low)
+    beyond = abs(share_of_range(whole, end) - share_of_range(whole, median(values)))
+    if beyond > (OUTER if end == own else MARGIN):
         return None
     return Edge(
         arm=arm,
         setting=name,
         end="high" if high else "low",
-        limit=float(domain.high if high else domain.low),
+        limit=float(end),
         median=float(f"{median(values):.6g}"),
         drift=float(f"{abs(moved) / variance**0.5:.6g}"),
         blocks=len(values),
+        narrowed=end != own,
     )
 
 

@@ -117,3 +117,53 @@ def test_the_verdict_carries_the_warning_and_the_note_says_it():
     assert note.endswith("Widen the range before believing the difference.")
     old = {k: v for k, v in verdict.to_dict().items() if k != "edges"}
     assert Verdict.from_dict(old).edges == ()
+
+
+def narrowed_study() -> Study:
+    """24 explore trials; blocks that draw from what was good there."""
+    study = study_of({"x": Uniform(0.0, 1.0)}, explore=24)
+    explore = replace(study.protocol.explore, narrow=True)
+    return replace(study, protocol=replace(study.protocol, explore=explore))
+
+
+def told(study: Study, explored, drawn) -> History:
+    """Explore trials at 0, 1/23, ... scored by `explored(arm, x)`; twins at the `drawn` values."""
+    history = History()
+    places = {f"explore/{i}": i / 23 for i in range(24)}
+    places |= {f"block/{b}/twin/{i}": x for b in range(6) for i, x in enumerate(drawn)}
+    for position, x in places.items():
+        arms = {arm: {"shared": {"x": x}, "addon": {}} for arm in study.arms}
+        request = Request.from_dict(
+            {"position": position, "arms": list(arms.items()), "streams": {}, "turn": 0, "test": False}
+        )  # fmt: skip
+        asked = {"event": "asked", "position": position, "request": request.to_dict()}
+        history.apply(asked)
+        for arm in study.arms:
+            score = explored(arm, x) if position.startswith("explore") else x
+            result = {"arm": arm, "status": "ok", "val_accuracy": score}
+            head = {"position": position, "arm": arm, "attempt": 1}
+            history.apply({"event": "training_done", **head, "result": result})
+        history.apply({"event": "request_done", "position": position, "test": {}})
+    return history
+
+
+def test_an_end_that_explore_has_cut_is_still_worth_a_warning_and_says_so():
+    """Good in explore: 6 of 24 around 0.3, so up to 9/23; the blocks draw up to 0.1 more, and the more the
+    better there: the arms choose 0.5, beyond all that was good."""
+    study = narrowed_study()
+    history = told(study, lambda arm, x: -abs(x - 0.3), [0.2, 0.3, 0.4, 0.5])
+    first, second = edges(study, history, range(6))
+    assert (first.arm, first.end, first.narrowed) == ("baseline", "high", True)
+    assert first.limit == pytest.approx(9 / 23 + 0.1, abs=0.05)
+    assert second.arm == "aim"
+    verdict = Verdict(verdict="no_evidence", edges=(first,))
+    assert "where explore has cut it): its best may lie beyond. Search without narrow" in str(
+        notes(verdict)
+    )
+
+
+def test_the_outer_quarter_of_a_cut_range_is_no_edge():
+    """0.38 is chosen: in the outer quarter of what is drawn from, but good in explore."""
+    study = narrowed_study()
+    history = told(study, lambda arm, x: -abs(x - 0.3), [0.2, 0.25, 0.3, 0.38])
+    assert edges(study, history, range(6)) == ()
