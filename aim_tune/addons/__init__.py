@@ -18,6 +18,7 @@ LAYOUTS = ("aligned", "raster")
 POOLS = ("first", "last")
 RULES = ("overwrite", "residual")
 CARRIES = ("weights", "ema")
+INITS = ("zero", "normal")
 
 PUBLISHED = {
     "memory_shape": [7, 7, 1024],
@@ -30,6 +31,8 @@ PUBLISHED = {
     "pool": "last",
     "rule": "overwrite",
     "carry": "weights",
+    "init": "normal",
+    "update_every": None,
 }
 """The authors' design for ResNet50 at 224 pixels, in the words of the settings below."""
 
@@ -70,7 +73,9 @@ ADDONS: dict[str, AddonEntry] = {
                 kind="str",
                 default="block",
                 options=READERS,
-                doc="block: the first readable layer of each block; all: every readable layer",
+                or_names=True,
+                doc="block: the first readable layer of each block; all: every readable layer; or names of "
+                "layers in a list",
             ),
             "layout": Setting(
                 kind="str",
@@ -95,6 +100,20 @@ ADDONS: dict[str, AddonEntry] = {
                 default="weights",
                 options=CARRIES,
                 doc="what persists between batches: weights; ema: also a mean of what was written last",
+            ),
+            "init": Setting(
+                kind="str",
+                default="zero",
+                options=INITS,
+                doc="of the reads: zero (starts as the baseline, exactly) or normal",
+            ),
+            "update_every": Setting(
+                kind="int",
+                default=None,
+                low=1,
+                high=1000,
+                optional=True,
+                doc="blocks between two updates; null: at the end of each resolution, or of each quarter",
             ),
         },
         arms={

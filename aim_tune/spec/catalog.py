@@ -32,6 +32,8 @@ class Setting:
     """Number of entries of a shape."""
     optional: bool = False
     """Whether null is allowed."""
+    or_names: bool = False
+    """Whether a text may also be a list of names, which are checked when the network is built."""
     doc: str = ""
 
 

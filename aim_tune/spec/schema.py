@@ -138,6 +138,7 @@ def describe(setting: Setting) -> str:
     """
     if setting.options is not None and setting.kind != "names":
         text = "one of " + ", ".join(canonical(listed(o)) for o in setting.options)
+        text += ", or a list of names" if setting.or_names else ""
     elif setting.kind == "shape":
         count = f"{setting.length} " if setting.length else ""
         text = f"a list of {count}whole numbers" + _limits(setting)
@@ -215,14 +216,14 @@ def _problem(setting: Setting, value: Any, found: Located, name: str) -> str | N
     """What is wrong with a value that is neither a mapping nor an allowed null; None if nothing."""
     if not _is_kind(setting, value):
         return f"expected {describe(setting)}, found {_say(found)}{_hint(setting, value)}"
-    if setting.options is not None:
+    if setting.options is not None and not (setting.or_names and isinstance(value, list)):
         allowed = [listed(o) for o in setting.options]
         for item in value if setting.kind == "names" else [value]:
             if item not in allowed:
                 if all(isinstance(o, str) for o in allowed):
                     return unknown(name, item, allowed)
                 return f"expected {describe(setting)}, found {_say(found)}"
-    if setting.kind == "names" and len(set(value)) < len(value):
+    if isinstance(value, list) and _are_names(value) and len(set(value)) < len(value):
         return f"names one thing twice: {value}"
     if setting.kind == "shape" and setting.length not in (None, len(value)):
         return f"expected {describe(setting)}, found {len(value)} of them: {value}"
@@ -243,13 +244,18 @@ def _is_kind(setting: Setting, value: Any) -> bool:
         case "bool":
             return isinstance(value, bool)
         case "str" | "path":
-            return isinstance(value, str) and value != ""
+            listed_names = setting.or_names and value != [] and _are_names(value)
+            return (isinstance(value, str) and value != "") or listed_names
         case "shape":
             full = value != [] or setting.optional
             return isinstance(value, list) and full and all(map(_is_int, value))
         case "names":
-            return isinstance(value, list) and all(isinstance(v, str) for v in value)
+            return _are_names(value)
     raise AssertionError(f"a row of the catalog has a setting of unknown kind {setting.kind!r}")
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
 def _is_int(value: Any) -> bool:

@@ -323,6 +323,9 @@ class Study:
         for key in ("overrides", "declared_confounds"):
             if not value[key]:
                 value.pop(key)
+        if self.addon is not None and self.addon.name == "memory":
+            own = value["addon"]
+            value["addon"] = {k: v for k, v in own.items() if (k, v) not in LATER_MEMORY}
         return value
 
     @property
@@ -333,6 +336,7 @@ class Study:
 
 LATER_RECIPE = ("early_stopping_patience", "early_stopping_min_delta")
 LATER_EXPLORE = ("finalists", "arms", "narrow", "stopping", "objectives")
+LATER_MEMORY = (("init", "zero"), ("update_every", None))
 LATER_PROTOCOL = ("looks", "budget_gpu_hours", "search_fraction", "attribution")
 """Keys that came after the first version: studies that leave them at their default keep their hash."""
 

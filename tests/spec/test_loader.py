@@ -240,7 +240,7 @@ steps: 10 ==> steps: 10, optimizer: 3
 steps: 10 ==> steps: 10, augment: flip
     4: recipe.augment: expected a list of names, found the text 'flip'; write it in brackets
 steps: 10 ==> steps: 10, augment: [flip, flop]
-    4: recipe.augment: unknown augment 'flop'; did you mean 'flip'? known: crop, cutout, flip
+    4: recipe.augment: unknown augment 'flop'; did you mean 'flip'? known: contrast, crop, cutout, flip, flip_vertical, rotate, translate
 steps: 10 ==> steps: 10, augment: [flip, flip]
     4: recipe.augment: names one thing twice: ['flip', 'flip']
 steps: 10 ==> steps: 10, label_smoothing: 1
