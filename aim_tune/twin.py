@@ -83,12 +83,11 @@ def train_arm(
     attempt: int = 1,
     store_root: str | None = None,
     report: Report = lambda record: None,
-    patience: int | None = None,
     keep: Keep | None = None,
 ) -> Trained:
     """One arm of a request, trained to its end. Same request, same machine: the same bits.
 
-    `patience`: see `fit`. `keep` is called with the trained network before its checkpoints are dropped.
+    `keep` is called with the trained network before its checkpoints are dropped.
     Never raises for what goes wrong within the training: the result's status says it.
     """
     device = prepare(study.resources)
@@ -111,7 +110,6 @@ def train_arm(
         request=request,
         arm=arm,
         device=device,
-        patience=patience,
     )
     slot = None
     if store_root is not None:
@@ -136,7 +134,6 @@ class _Task:
     request: Request
     arm: str
     device: torch.device
-    patience: int | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -193,7 +190,6 @@ class _Task:
             time_limit_s=study.resources.time_limit_s,
             checkpoint_s=study.resources.checkpoint_s,
             stop=request.stop.get(self.arm, ()),
-            patience=self.patience,
         )
         took = usage.figures()
         predictions = None

@@ -76,7 +76,6 @@ def fit(
     time_limit_s: float | None = None,
     checkpoint_s: float = 60.0,
     stop: Ladder = (),
-    patience: int | None = None,
 ) -> Outcome:
     """Train the network in place and say how it ended.
 
@@ -84,7 +83,7 @@ def fit(
     the training saves at most every `checkpoint_s` seconds and starts where the slot left off.
     Streams used: order, augment, dropout. The global random state is left as it was. A training that
     is below a rung of `stop` ends there as pruned; its last pass ends it anyway and is no rung. With
-    `patience` it ends after that many validation passes without a better accuracy, and the network keeps
+    `recipe.early_stopping_patience` it ends after that many passes without a gain, and the network keeps
     the weights of its best pass (the first of equal ones): the score is theirs.
     Exceptions other than out-of-memory propagate.
     """
@@ -93,7 +92,7 @@ def fit(
         run = _Run(
             model=model, source=source, split=split, recipe=recipe, streams=streams, device=device,
             on_measure=on_measure, slot=slot, time_limit_s=time_limit_s, checkpoint_s=checkpoint_s,
-            rungs=dict(stop), patience=patience,
+            rungs=dict(stop),
         )  # fmt: skip
         try:
             run.resume()
@@ -132,8 +131,6 @@ class _Run:
     checkpoint_s: float
     rungs: Mapping[int, float]
     """Number of a validation pass -> least accuracy to go on."""
-    patience: int | None = None
-    """Most validation passes without a better accuracy; None: no early end, and the last weights count."""
 
     step: int = 0
     seconds: float = 0.0
@@ -151,8 +148,7 @@ class _Run:
     step_times: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.patience is None:
-            self.patience = self.recipe.early_stopping_patience
+        self.patience = self.recipe.early_stopping_patience
         self.total = total_steps(self.recipe, len(self.split.train))
         self.marks = set(evaluation_steps(self.total, self.recipe.evaluations))
         self.optimizer = make_optimizer(self.model, self.recipe)
@@ -325,8 +321,9 @@ class _Run:
     def asked(self) -> str:
         """Identity of what is trained: a checkpoint of anything else is not used."""
         shapes = {name: list(t.shape) for name, t in self.model.state_dict().items()}
-        asked = [asdict(self.recipe), dict(self.streams), len(self.split.train), self.total, shapes]
-        return short_hash(asked if self.patience is None else [*asked, self.patience])
+        return short_hash(
+            [asdict(self.recipe), dict(self.streams), len(self.split.train), self.total, shapes]
+        )
 
     def resume(self) -> None:
         """Take up what the slot left off, if it fits; earlier validation passes are reported again."""

@@ -16,6 +16,11 @@ from aim_tune.training.loop import weights_sha256
 NOISY = Recipe(steps=60, batch_size=8, lr=0.1, schedule="constant", evaluations=20)
 
 
+def waiting(passes: int) -> Recipe:
+    """The recipe with early stopping."""
+    return NOISY.at({"early_stopping_patience": passes})
+
+
 class Killed(Exception):
     """The process dies here."""
 
@@ -25,7 +30,7 @@ def test_a_training_without_gain_ends_with_the_weights_of_its_best_pass(
 ) -> None:
     whole = train(NOISY)
     scores = [m.val_accuracy for m in whole.measures]
-    trained = train(NOISY, patience=2)
+    trained = train(waiting(2))
     ended = next(
         k for k in range(2, 20) if scores.index(max(scores[: k + 1])) <= k - 2 or k == 19
     )  # by hand: the first pass whose two predecessors brought nothing new
@@ -43,7 +48,7 @@ def test_a_training_without_gain_ends_with_the_weights_of_its_best_pass(
 
 
 def test_patience_that_is_never_over_still_keeps_the_best_weights(train: Callable) -> None:
-    trained = train(NOISY, patience=100)
+    trained = train(waiting(100))
     scores = [m.val_accuracy for m in trained.measures]
     best = 3 * (scores.index(max(scores)) + 1)
     assert trained.outcome.steps == 60
@@ -62,10 +67,10 @@ def test_a_resumed_training_with_patience_gives_the_same_bits(
         if measure.step >= 9:  # type: ignore[attr-defined]
             raise Killed
 
-    whole = train(NOISY, patience=patience)
+    whole = train(waiting(patience))
     with pytest.raises(Killed):
-        train(NOISY, patience=patience, slot=slot(1), checkpoint_s=0.0, on_measure=dies)
-    again = train(NOISY, patience=patience, slot=slot(2), checkpoint_s=0.0)
+        train(waiting(patience), slot=slot(1), checkpoint_s=0.0, on_measure=dies)
+    again = train(waiting(patience), slot=slot(2), checkpoint_s=0.0)
     assert "resumed at step" in again.outcome.detail
     assert weights_sha256(again.model) == weights_sha256(whole.model)
     assert again.scores() == whole.scores()
