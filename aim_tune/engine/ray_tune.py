@@ -14,12 +14,10 @@ import json
 import logging
 import os
 import socket
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +25,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from aim_tune.engine.resume import code_hash
+from aim_tune.engine.mail import Mail, study_of
 from aim_tune.engine.scratch import scratch
 from aim_tune.engine.stop import hangups_blocked
 from aim_tune.engine.watchdog import GRACE_S, Watchdog
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
     from aim_tune.engine.conductor import Conductor
     from aim_tune.engine.stop import Stop
 
-MAIL_S = 1.0
-"""Epochs are sent together, at most once in this many seconds: a report costs about 0.02 s."""
 OBJECT_STORE_MIB = 100
 """Only JSON travels; Ray's default is 30 % of the memory."""
 ORPHAN_S = 10
@@ -231,17 +227,19 @@ class _Jobs(Searcher):
             if trial.hung:
                 self._conductor.job_hung(trial.job, trial.hung, trial.watchdog.reason)
             elif error or trial.reason:
-                reason = trial.reason or "the worker process died or was lost"
-                self._conductor.job_lost(trial.job, reason)
+                self._conductor.job_lost(trial.job, trial.reason or why_it_died(trial.error()))
             else:
                 self._conductor.job_done(trial.job)
 
-    def hangs(self, trial_id: str) -> bool:
-        """Whether the trial hangs, for the first time it is seen: its process is to be ended now."""
-        trial = self._trials.get(trial_id)
-        if trial is None or trial.hung or not trial.watchdog.hanging:
+    def look_at(self, trial: Any) -> bool:
+        """Whether Ray's trial hangs, for the first time it is seen: its process is to be ended now."""
+        mine = self._trials.get(trial.trial_id)
+        if mine is None:
             return False
-        trial.hung = trial.watchdog.hanging
+        mine.error = trial.get_pickled_error
+        if mine.hung or not mine.watchdog.hanging:
+            return False
+        mine.hung = mine.watchdog.hanging
         return True
 
     @contextmanager
@@ -274,6 +272,22 @@ class _Running:
     """Why the worker gave up, as it says itself."""
     hung: str | None = None
     """The arm for which the process was ended."""
+    error: Callable[[], object] = lambda: None
+    """What Ray says about its death."""
+
+
+def why_it_died(error: object) -> str:
+    """What is known of a worker that ended without a word, from Ray's exception.
+
+    >>> why_it_died(None)
+    'the worker process died: killed, or out of memory'
+    """
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "Ray ended the worker process: its machine ran out of memory"
+    text = str(error)
+    if "node" in text and any(word in text for word in ("has died", "was dead", "preempted")):
+        return "the machine of the worker was lost"
+    return "the worker process died: killed, or out of memory"
 
 
 class _Watch(tune.Callback):
@@ -291,7 +305,7 @@ class _Watch(tune.Callback):
             return
         for trial in trials:
             actor = trial.temporary_state.ray_actor
-            if actor is not None and self._jobs.hangs(trial.trial_id):
+            if actor is not None and self._jobs.look_at(trial):
                 ray.kill(actor)  # reaches every node, and a process that no longer runs Python
 
     def __getstate__(self) -> dict[str, Any]:
@@ -315,15 +329,15 @@ def _trial(
     job_json: str, study_json: str, store_root: str | None, body: Callable[..., None] | None
 ) -> None:
     """The trial body, on a worker."""
-    mail = _Mail(tune.report)
+    mail = Mail(tune.report)
     try:
         job = Job.from_dict(json.loads(job_json))
         run = body or _twin_body()
-        run(job, _study(study_json), store_root=store_root, report=mail.put)
+        run(job, study_of(study_json), store_root=store_root, report=mail.put)
         mail.send()
     except Exception as error:
         mail.send(lost=f"{type(error).__name__}: {error}")
-        if _study(study_json).resources.gpu > 0:
+        if study_of(study_json).resources.gpu > 0:
             raise  # costs 3 s and the process: a CUDA error can spoil all that runs in it later
 
 
@@ -332,35 +346,3 @@ def _twin_body() -> Callable[..., None]:
     from aim_tune.twin import run_job
 
     return run_job
-
-
-@lru_cache(maxsize=4)
-def _study(study_json: str) -> Study:
-    return Study.from_dict(json.loads(study_json))
-
-
-class _Mail:
-    """Gathers records and sends them in messages: starts and ends at once, epochs together."""
-
-    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
-        self._send = send
-        self._records: list[Mapping[str, Any]] = []
-        self._number = 0
-        self._sent = time.monotonic()
-
-    def put(self, record: Mapping[str, Any]) -> None:
-        """Take a record; `training_done` returns when the driver has it."""
-        if record["event"] == "training_started":
-            record = {**record, "code": code_hash()}  # a node may have joined with other code
-        self._records.append(record)
-        if record["event"] != "epoch" or time.monotonic() - self._sent > MAIL_S:
-            self.send()
-
-    def send(self, lost: str = "") -> None:
-        """Send what is there. `lost` says why the job ends without a result."""
-        if not self._records and not lost:
-            return
-        self._number += 1
-        self._send({"message": self._number, "records": json.dumps(self._records), "lost": lost})
-        self._records = []
-        self._sent = time.monotonic()

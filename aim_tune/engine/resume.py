@@ -21,7 +21,7 @@ from aim_tune.ledger import History
 from aim_tune.spec.study import Study
 from aim_tune.spec.values import short_hash
 
-CODE = ("arms.py", "twin.py", "training", "addons", "models", "data", "protocol")
+CODE = ("arms.py", "matching.py", "twin.py", "training", "addons", "models", "data", "protocol")
 """Parts of the package that can change a result."""
 LIBRARIES = ("aim-tune", "torch", "torchvision", "numpy", "scipy", "optuna", "ray", "mlflow")
 

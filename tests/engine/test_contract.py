@@ -120,7 +120,7 @@ def test_a_worker_that_is_killed_costs_one_attempt_and_no_result(
     ledger = run((ray_tune, slots), study, lab, body)
     assert lab.outcome(ledger.history) == lab.outcome(plain.history)
     (lost,) = (r for r in ledger.records if r["event"] == "job_lost")
-    assert lost["reason"] == "the worker process died or was lost"
+    assert lost["reason"] == "the worker process died: killed, or out of memory"
 
 
 def test_ray_leaves_no_folder_behind(ray_session: None, lab: Any, tmp_path: Path) -> None:

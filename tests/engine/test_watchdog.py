@@ -61,7 +61,6 @@ def hanging(simulated: Callable[..., None]) -> Callable[..., None]:
     return body
 
 
-@pytest.mark.fault(9)
 @pytest.mark.parametrize("engine", ["in_process", "ray"])
 def test_a_hanging_training_ends_as_timeout_and_its_siblings_go_on(
     engine: str, lab: Any, request: pytest.FixtureRequest

@@ -1,0 +1,74 @@
+"""A machine, a worker or memory that goes away: work goes elsewhere, nothing waits for ever."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+
+from aim_tune.spec.request import Job
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+
+
+def slow(job: Job, study: Any, *, body: Callable[..., None], **kwargs: Any) -> None:
+    for arm in job.arms:
+        time.sleep(0.5)
+        body(job.only([arm]), study, **kwargs)
+
+
+@pytest.mark.kills
+def test_what_ran_on_a_lost_node_runs_elsewhere_and_nothing_waits_for_ever(
+    lab: Any, no_ray: None
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    from aim_tune.engine import in_process, ray_tune
+
+    study = lab.study(trials=0, blocks=2, twins=3)
+    conductor, plain = lab.conduct(study)
+    with in_process.opened(study) as engine:
+        engine.run(conductor, study, None, body=lab.simulated)
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        doomed = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        conductor, ledger = lab.conduct(study)
+
+        def lose_it_when_both_work() -> None:
+            until = time.monotonic() + 120
+            while time.monotonic() < until:
+                if sum(r["event"] == "training_done" for r in list(ledger.records)) >= 4:
+                    cluster.remove_node(doomed, allow_graceful=False)
+                    return
+                time.sleep(0.05)
+
+        killer = threading.Thread(target=lose_it_when_both_work)
+        killer.start()
+        with ray_tune.opened(study, address=cluster.address) as engine:
+            assert engine.slots == 2
+            engine.run(conductor, study, None, body=functools.partial(slow, body=lab.simulated))
+        killer.join()
+        assert lab.outcome(ledger.history) == lab.outcome(plain.history)
+        lost = [r for r in ledger.records if r["event"] == "job_lost"]
+        assert len(lost) == 1, lost
+    finally:
+        cluster.shutdown()
+
+
+def test_why_a_worker_died_is_said_as_far_as_ray_knows() -> None:
+    from ray.exceptions import OutOfMemoryError, RayError
+
+    from aim_tune.engine.ray_tune import why_it_died
+
+    assert "ran out of memory" in why_it_died(OutOfMemoryError("Task was killed"))
+    node = RayError("The actor died because its node has died. Node Id: 4f")
+    assert why_it_died(node) == "the machine of the worker was lost"
+    assert "killed, or out of memory" in why_it_died(RayError("end of file"))
