@@ -34,6 +34,8 @@ class Arrays:
     mean: tuple[float, ...] | None = None
     """Per channel, of values in 0..1 for uint8; None: measured on the training images."""
     sd: tuple[float, ...] | None = None
+    black_white: tuple[float, float] = (0.0, 1.0)
+    """Of float images: the values that stand for black and white; uint8 has 0 and 255."""
     keys: tuple[str, ...] | None = None
     """Stable name of each training image; None: its position."""
     digest: str | None = None

@@ -38,6 +38,7 @@ def digits(*, seed: int, image_size: int, channels: int, noise_sd: float, occlus
         test_images=images_NCHW[test],
         test_labels=raw.target[test],
         classes=tuple("0123456789"),
+        black_white=(-1.0, 1.0),
     )
 
 

@@ -28,3 +28,15 @@ class DataInfo:
     digest: str
     """16 hex digits: equal where every image and label is equal (very large folders: every file name
     and size)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How pixels become what a network sees: pixels x scale + shift, per channel."""
+
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+    black: float
+    """Pixel value of black in this data set, such as 0."""
+    white: float
+    """Pixel value of white, such as 255."""

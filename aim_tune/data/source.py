@@ -20,7 +20,7 @@ from torch import Tensor
 
 from aim_tune.data.arrays import Arrays, digest, moments
 from aim_tune.data.files import MEAN, SD, Files, check_files, decode_all
-from aim_tune.data.info import DataInfo
+from aim_tune.data.info import DataInfo, Preparation
 from aim_tune.data.raw import raw_data
 from aim_tune.data.splits import key_ids, ranking
 from aim_tune.errors import DataError
@@ -28,10 +28,12 @@ from aim_tune.spec.catalog import Catalog
 from aim_tune.spec.study import Component
 from aim_tune.spec.values import canonical
 
-__all__ = ["DataInfo", "Source", "Split", "check_data", "open_source"]
+__all__ = ["DataInfo", "Preparation", "Source", "Split", "check_data", "open_source"]
 
 KEPT_OPEN = 2  # sources a process keeps: reused workers see one study's data again and again
 BATCHES_AHEAD = 2  # per decoding thread
+BYTE = 255.0
+"""Largest value of a uint8 pixel."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +50,7 @@ class Source(ABC):
     info: DataInfo
     labels: Tensor
     """[pool] int64 on the CPU."""
+    preparation: Preparation
 
     def __init__(self, info: DataInfo, labels: np.ndarray, ids: np.ndarray) -> None:
         self.info = info
@@ -70,15 +73,32 @@ class Source(ABC):
     def test_batches(self, batch_size: int, device: torch.device) -> Iterator[Tensor]:
         """The test images [B, C, H, W] float32 normalized, in fixed order. No labels."""
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalized images as the pixels they were made from, float32; whole numbers where those were."""
+        made = self.preparation
+        scale, shift = (torch.tensor(v).view(1, -1, 1, 1) for v in (made.scale, made.shift))
+        pixels = (images.cpu() - shift) / scale
+        return pixels.round() if made.white == BYTE else pixels
+
 
 class _Normalizer:
     """Pixel values to zero mean and unit deviation; one multiplication and one addition."""
 
-    def __init__(self, mean: Sequence[float], sd: Sequence[float], *, uint8: bool) -> None:
-        unit = 255.0 if uint8 else 1.0
+    def __init__(
+        self, mean: Sequence[float], sd: Sequence[float], black_white: tuple[float, float] | None
+    ) -> None:
+        """`black_white` None: of uint8 images, whose mean and deviation are given for values in 0..1."""
+        unit = BYTE if black_white is None else 1.0
+        self.black, self.white = black_white or (0.0, BYTE)
         shift = [-m / s for m, s in zip(mean, sd, strict=True)]
         self.scale = torch.tensor([1.0 / (unit * s) for s in sd]).view(1, -1, 1, 1)
         self.shift = torch.tensor(shift).view(1, -1, 1, 1)
+
+    @property
+    def preparation(self) -> Preparation:
+        """What it does, as plain numbers."""
+        scale, shift = (tuple(t.flatten().tolist()) for t in (self.scale, self.shift))
+        return Preparation(scale=scale, shift=shift, black=self.black, white=self.white)
 
     def __call__(self, images: Tensor) -> Tensor:
         scale, shift = self.scale.to(images.device), self.shift.to(images.device)
@@ -93,7 +113,10 @@ class TensorSource(Source):
         super().__init__(info, arrays.train_labels, ids)
         mean, sd = moments(arrays.train_images) if arrays.mean is None else (arrays.mean, arrays.sd)
         uint8 = arrays.train_images.dtype == np.uint8
-        normalize = _Normalizer(mean, sd or (1.0,) * len(mean), uint8=uint8)
+        normalize = _Normalizer(
+            mean, sd or (1.0,) * len(mean), None if uint8 else arrays.black_white
+        )
+        self.preparation = normalize.preparation
         pool, test = torch.from_numpy(arrays.train_images), torch.from_numpy(arrays.test_images)
         self._host = (pool, test) if uint8 else (normalize(pool), normalize(test))
         self._ready: Callable[[Tensor], Tensor] = normalize if uint8 else _same
@@ -133,7 +156,8 @@ class FileSource(Source):
         super().__init__(info, files.train_labels, key_ids(files.train))
         self._root, self._train, self._test = files.root, files.train, files.test
         self._size, self._workers = files.image_size, files.workers
-        self._normalize = _Normalizer(MEAN, SD, uint8=True)
+        self._normalize = _Normalizer(MEAN, SD, None)
+        self.preparation = self._normalize.preparation
 
     def pool_batches(
         self, batches: Sequence[Tensor], device: torch.device

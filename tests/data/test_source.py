@@ -113,3 +113,21 @@ def test_every_row_has_the_common_settings_and_takes_its_own(house: Catalog) -> 
 def test_the_table_imports_no_torch() -> None:
     code = "import sys, aim_tune.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_pixels_undo_the_normalization_and_the_preparation_does_it_again(kind: str) -> None:
+    def plain() -> tuple[np.ndarray, ...]:
+        images = np.random.default_rng(0).integers(0, 256, (40, 3, 4, 4)).astype(kind)
+        return images[:30], np.arange(30) % 3, images[30:], np.arange(10) % 3
+
+    catalog = Catalog(backbones={}, data={kind: Entry(build=plain, doc="")}, addons={})
+    source = open_source(Component(name=kind), catalog)
+    (images,) = source.test_batches(10, torch.device("cpu"))
+    pixels = source.pixels(images)
+    raw = torch.from_numpy(plain()[2]).float()
+    assert torch.equal(pixels, raw) if kind == "uint8" else torch.allclose(pixels, raw, atol=1e-3)
+    made = source.preparation
+    assert (made.black, made.white) == ((0.0, 255.0) if kind == "uint8" else (0.0, 1.0))
+    scale, shift = (torch.tensor(v).view(1, -1, 1, 1) for v in (made.scale, made.shift))
+    assert torch.equal(raw * scale + shift, images)  # bit for bit
