@@ -13,7 +13,7 @@ request takes while the machinery runs beside it. `start_s`: from the command to
 Requests are the same in all four: same steps, same points, same streams.
 
     python benchmarks/search_overhead.py              about 8 minutes on two idle cores
-    python benchmarks/search_overhead.py --seconds 2 --requests 8 --only bare ours     1 minute
+    python benchmarks/search_overhead.py --seconds 2 --requests 12 --only bare ours     1 minute
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ arms: [baseline, aim]
 recipe: {steps: 100, batch_size: 32, evaluations: 5}
 shared: {lr: {log_uniform: [1.0e-3, 1.0e-1]}}
 addon: {name: memory, memory_shape: [4, 4, 16], update_width: 8}
-protocol: {explore: {trials: 0}, blocks: 1, twins: 10, confirm: 0}
+protocol: {explore: {trials: 0}, blocks: 1, twins: 6, confirm: 1}
 """
 
 
@@ -55,7 +55,9 @@ def study_of(steps: int, requests: int) -> Any:
         path = Path(folder) / "overhead.yaml"
         path.write_text(STUDY)
         study, _ = load_study(path, HOUSE, [f"recipe.steps={steps}"])
-    return replace(study, protocol=replace(study.protocol, blocks=-(-requests // 10)))
+    blocks, rest = divmod(requests, study.protocol.twins)
+    assert not rest, f"requests come in blocks of {study.protocol.twins}"
+    return replace(study, protocol=replace(study.protocol, blocks=blocks, confirm=0))
 
 
 def requests_of(study: Any, count: int) -> list[Any]:
@@ -118,7 +120,6 @@ def ours(study: Any, count: int, folder: Path) -> None:
     class Info:
         digest = "overhead"
 
-    study = replace(study, protocol=replace(study.protocol, blocks=1, twins=count))
     study_folder = folder / study.name
     with Ledger(study_folder / "ledger.jsonl") as ledger, open(os.devnull, "w") as nowhere:
         ledger.append(declaration(study, Info()))  # type: ignore[arg-type]
@@ -224,7 +225,7 @@ def steps_for(seconds: float, step_s: float) -> int:
 
 def calibrated() -> float:
     """Seconds per step of a request (one step in each arm), two processes at a time."""
-    times = {steps: run("bare", steps, 10)["request_s"] for steps in (20, 80)}
+    times = {steps: run("bare", steps, 12)["request_s"] for steps in (20, 80)}
     return (times[80] - times[20]) / 60
 
 
