@@ -27,6 +27,7 @@ from aim_tune.arms import Cost, arm_cost, build_arm
 from aim_tune.data.source import Source, Split, open_source
 from aim_tune.errors import ResourceError
 from aim_tune.ledger import Measure, TrainingResult, pack_ints
+from aim_tune.matching import match
 from aim_tune.spec.catalog import Catalog
 from aim_tune.spec.request import Job, Point, Request
 from aim_tune.spec.study import Recipe, Resources, Study
@@ -60,8 +61,12 @@ def run_job(job: Job, study: Study, *, store_root: str | None, report: Report) -
     """Train the arms of `job` in their order and report training_started, epoch and training_done.
 
     `store_root` is the folder for checkpoints; None: none are written. Raises DataError where the
-    data cannot be opened here and ResourceError where the device is missing.
+    data cannot be opened here and ResourceError where the device is missing. A match request is measured
+    instead, see `matching`.
     """
+    if job.request.stage == "match":
+        _measure(job, study, report)
+        return
     for arm in job.arms:
         trained = train_arm(
             study,
@@ -121,6 +126,37 @@ def train_arm(
     if slot is not None:
         slot.drop()  # only now: the result is in good hands
     return trained
+
+
+def _measure(job: Job, study: Study, report: Report) -> None:
+    """Report the step times of a match request as trainings of no steps."""
+    device = prepare(study.resources)
+    place = {"node": node_name(), "device": device_name(device)}
+    heads = [
+        {"position": job.request.position, "arm": arm, "attempt": job.attempts[arm]}
+        for arm in job.arms
+    ]
+    for head in heads:
+        report({"event": "training_started", **head, **place, "pid": os.getpid()})
+    catalog = catalog_of(study.plugins)
+    found, status, reason = {}, "ok", ""
+    try:
+        source = open_source(study.data, catalog)
+        found = match(study, catalog, source, job.request, device)
+    except Exception as error:
+        status, reason = "oom" if _is_out_of_memory(error) else "failed", _reason(error)
+    for head in heads:
+        one = found.get(str(head["arm"]))
+        result = TrainingResult(
+            arm=str(head["arm"]),
+            status=status,
+            detail=one.detail if one else reason,
+            step_ms=one.step_ms if one else None,
+            parameters=one.parameters if one else 0,
+            device=device_name(device),
+            node=node_name(),
+        )
+        report({"event": "training_done", **head, "result": result.to_dict()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "aim_tune"
 
 ORDER = [
     "errors", "storage", "spec", "cluster_rules", "ledger", "ledger_copy", "registry", "stats", "addons", "models", "data",
-    "tables", "training", "arms", "twin", "artifacts", "tracking", "reporting", "protocol", "engine", "verbs",
+    "tables", "training", "arms", "matching", "twin", "artifacts", "tracking", "reporting", "protocol", "engine", "verbs",
 ]  # fmt: skip
 VERBS = {
     "describe",
@@ -47,6 +47,7 @@ HOMES = {
         "data/",
         "training/",
         "arms.py",
+        "matching.py",
         "twin.py",
         "retrain.py",
         "describe.py",

@@ -1,0 +1,144 @@
+"""The request match/0: how long a step of each arm takes here, and how wide the baseline must be to take as
+long as the add-on. Workers run it; `time_matched` and `step_matched` are made from what it reports.
+
+A step time depends on the machine, so it is measured once for a study and recorded; nothing is trained.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from torch import nn
+
+from aim_tune.arms import build_arm
+from aim_tune.data.source import Source
+from aim_tune.errors import AttachError
+from aim_tune.spec.catalog import Catalog
+from aim_tune.spec.request import Point, Request
+from aim_tune.spec.study import BASELINE, STEP_MATCHED, Study
+from aim_tune.training.step_times import interleaved_step_ms
+
+SHARES = (0.0, 0.15, 0.4, 0.8, 1.5, 3.0)
+"""Candidates for the widened baseline: so much more parameters than it has."""
+NEAR = (0.0, 0.01, -0.01, 0.02, -0.02, 0.04, -0.04)
+"""Where whole channels do not give a number of parameters, these shares beside it are tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What match/0 says of one arm."""
+
+    step_ms: float
+    parameters: int
+    detail: str = ""
+
+
+def match(
+    study: Study, catalog: Catalog, source: Source, request: Request, device: torch.device
+) -> dict[str, Measured]:
+    """Step time and parameters of the arms of a match request; of step_matched, of the width that fits.
+
+    Raises AttachError where the baseline cannot be widened so far, and what the builders raise.
+    """
+    bench = _Bench(study=study, catalog=catalog, source=source, request=request, device=device)
+    if STEP_MATCHED not in request.arms:
+        return bench.measured(dict.fromkeys(request.arms))
+    wide, detail = bench.width()
+    found = bench.measured({arm: wide if arm == STEP_MATCHED else None for arm in request.arms})
+    return {**found, STEP_MATCHED: replace(found[STEP_MATCHED], detail=detail)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    study: Study
+    catalog: Catalog
+    source: Source
+    request: Request
+    device: torch.device
+
+    def width(self) -> tuple[int, str]:
+        """Parameters at which a step takes as long as one of the primary arm; and how that was found."""
+        base, primary = self.build(BASELINE, None), self.build(str(self.study.primary), None)
+        own = _parameters(base)
+        sizes = [round(own * (1 + share)) for share in SHARES]
+        candidates = {f"{n}": m for n in sizes if (m := self.widened(n)) is not None}
+        times = self.times({"primary": primary, **candidates})
+        found = [(_parameters(m), times[name]) for name, m in candidates.items()]
+        detail = ", ".join(f"{n:,} parameters {ms:.3f} ms" for n, ms in found)
+        wanted = interpolated(found, times["primary"])
+        if wanted is None:
+            raise AttachError(
+                f"step_matched: no width up to {1 + SHARES[-1]:g} times the baseline's parameters takes "
+                f"{times['primary']:.3f} ms a step, as {self.study.primary} does ({detail}); leave it out"
+            )
+        fits = (max(own, round(wanted * (1 + share))) for share in NEAR)
+        return next((n for n in fits if self.widened(n) is not None), own), detail
+
+    def measured(self, widths: Mapping[str, int | None]) -> dict[str, Measured]:
+        """Arms, built as wide as said, measured together."""
+        models = {arm: self.build(arm, widen_to) for arm, widen_to in widths.items()}
+        times = self.times(models)
+        return {
+            arm: Measured(step_ms=times[arm], parameters=widths[arm] or _parameters(model))
+            for arm, model in models.items()
+        }
+
+    def times(self, models: Mapping[str, nn.Module]) -> dict[str, float]:
+        recipe = self.study.recipe_of(BASELINE, self.request.arms[BASELINE].shared)
+        streams = self.request.streams
+        return interleaved_step_ms(
+            models,
+            self.source,
+            split=self.source.split(streams["split"]),
+            recipes=dict.fromkeys(models, recipe),
+            streams=streams,
+            device=self.device,
+        )
+
+    def widened(self, parameters: int) -> nn.Module | None:
+        """The baseline with about so many parameters; None where whole channels do not give it."""
+        try:
+            return self.build(STEP_MATCHED, parameters)
+        except AttachError as error:
+            if "cannot match" in str(error):
+                return None
+            raise
+
+    def build(self, arm: str, widen_to: int | None) -> nn.Module:
+        point = self.request.arms[arm]
+        if widen_to is not None:
+            point = Point(shared=point.shared, addon={**point.addon, "widen_to": widen_to})
+        return build_arm(
+            self.study,
+            self.catalog,
+            arm,
+            point,
+            streams=self.request.streams,
+            info=self.source.info,
+        )
+
+
+def interpolated(found: Sequence[tuple[int, float]], wanted_ms: float) -> int | None:
+    """The number of parameters at which a step takes `wanted_ms`; step times grow with it, noise aside.
+
+    The smallest where even that takes longer; None where none takes so long.
+
+    >>> interpolated([(100, 1.0), (200, 3.0), (400, 5.0)], 2.0)
+    150
+    """
+    sizes, times = [n for n, _ in found], list(accumulate((ms for _, ms in found), max))
+    place = bisect_left(times, wanted_ms)
+    if place == len(times):
+        return None
+    if place == 0:
+        return sizes[0]
+    share = (wanted_ms - times[place - 1]) / (times[place] - times[place - 1])
+    return round(sizes[place - 1] + share * (sizes[place] - sizes[place - 1]))
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
