@@ -12,7 +12,7 @@ from aim_tune.addons.memory.attach import attach, baseline_state_dict, detach
 from aim_tune.addons.memory.pictures import MemoryAlbum
 from aim_tune.addons.memory.published import keras_count, published_resnet50
 from aim_tune.addons.memory.report import AttachReport
-from aim_tune.addons.memory.settings import ARMS, PRESETS
+from aim_tune.addons.memory.settings import ARMS, PRESETS, described_shape
 
 __all__ = [
     "ARMS",
@@ -23,6 +23,7 @@ __all__ = [
     "baseline_state_dict",
     "build",
     "build_published",
+    "described_shape",
     "detach",
     "keras_count",
     "published_resnet50",

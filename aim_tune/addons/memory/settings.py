@@ -5,13 +5,17 @@ Checks come before anything is changed; each says what was found, what is allowe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aim_tune.addons.dry_run import Trace
+from torch import Tensor, nn
+
+from aim_tune.addons.dry_run import Trace, dry_run
 from aim_tune.addons.memory.layers import ACTIVATIONS
 from aim_tune.addons.memory.plan import Plan, Shape
+from aim_tune.addons.memory.readable import readable
 from aim_tune.errors import AttachError, unknown
 
 
@@ -54,7 +58,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 PRESETS["published"] = {**PRESETS["described"], "second_memory": True}
 """Name -> settings for `attach`. fast: the defaults. described: the published order of operations, with all
-flows as the article's text says. published: what its code does (most blocks read a second memory)."""
+flows as the article's text says; its memory is ResNet50's at 224 px, `described_shape` gives that of other
+networks. published: what its code does (most blocks read a second memory)."""
 
 CHOICES: dict[str, Sequence[str]] = {
     "activation": tuple(ACTIVATIONS),
@@ -69,6 +74,23 @@ CHOICES: dict[str, Sequence[str]] = {
     "origin": ("free", "conv"),
     "update_at": ("last", "first"),
 }
+
+
+def described_shape(model: nn.Module, example_input: Tensor) -> Shape:
+    """The memory that the article's text gives a network.
+
+    Rows and columns of the smallest map that a layer reads, and as many numbers as the image has pixels:
+    7 x 7 x 1,024 for ResNet50 (which the published run kept at stem stride 1, where 14 x 14 is smallest),
+    14 x 14 x 256 for VGG16, at 224 px. Fully connected networks have a vector; the article gives no length,
+    so it is the longest that fits (half of the shortest input).
+    """
+    found, _ = readable(model, dry_run(model, example_input))
+    if not found:
+        raise AttachError("no layer of this network can read memory.")
+    rows, columns = min((r.grid for r in found), key=math.prod)
+    if all(r.grid == (1, 1) for r in found):
+        return 1, 1, min(r.limit for r in found)
+    return rows, columns, max(1, math.prod(example_input.shape[2:]) // (rows * columns))
 
 
 def checked(
