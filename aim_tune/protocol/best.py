@@ -1,9 +1,11 @@
 """The configuration worth keeping, as plain values for best_config.yaml. Pure: no files, no training.
 
 Chosen by validation alone: in each block the arm's best point was trained anew in its confirm pairs;
-the block whose confirm runs have the highest mean validation accuracy gives the point. The expected
+the block whose confirm runs have the highest mean validation accuracy gives the point. With
+`protocol.export_seeds` the study ends with re-runs of that point on fresh seeds and splits. The expected
 score is the mean test accuracy over ALL confirm runs of the arm, what tuning like this gives on
-average; never a maximum of a search. `recorded` is the training that a retraining repeats exactly.
+average; never a maximum of a search. `recorded` is the training that a retraining repeats exactly: of the
+re-runs the middle one by validation accuracy, neither the luckiest nor the unluckiest.
 """
 
 from __future__ import annotations
@@ -106,7 +108,10 @@ def _default_arm(study: Study, history: History, verdict: Mapping[str, Any] | No
 
 
 def _recorded(history: History, arm: str) -> Training:
-    """The training to keep: the best of the best group of runs, by validation."""
+    """The training to keep: the middle one of the re-runs; without any the first of the best group."""
+    reruns = sorted(_reruns(history, arm), key=lambda t: (t.score or 0.0, t.index))
+    if reruns:
+        return reruns[(len(reruns) - 1) // 2]
     runs = _runs(history, arm)
     if not runs:
         raise UserError(
@@ -116,13 +121,25 @@ def _recorded(history: History, arm: str) -> Training:
     return runs[0][0]
 
 
+def _reruns(history: History, arm: str) -> list[Training]:
+    """The scored re-runs of the arm's best point, of the study's latest end."""
+    rows = [t for t in history.rows("export", arm) if t.score is not None]
+    latest = max((_end(t) for t in rows), default=0)
+    return [t for t in rows if _end(t) == latest]
+
+
+def _end(rerun: Training) -> int:
+    """After how many blocks a re-run was made."""
+    return int(rerun.position.split("/")[1])
+
+
 def _runs(history: History, arm: str) -> list[list[Training]]:
     """Trainings of one point each, best mean validation first: a block's confirm runs; without any,
     single twins; without any, single explore trials."""
     for stage in ("confirm", "twin", "explore"):
         groups: dict[object, list[Training]] = {}
         for row in history.rows(stage, arm):
-            if row.score is not None and row.reused_from is None:
+            if row.score is not None and row.status != "pruned" and row.reused_from is None:
                 key = row.block if stage == "confirm" else row.position
                 groups.setdefault(key, []).append(row)
         if groups:
@@ -147,10 +164,20 @@ def _expected(history: History, arm: str) -> dict[str, Any]:
         "val_accuracy": fmean(vals) if vals else None,
         "n_confirm": len(tests),
         "n_blocks": len({t.block for t in rows}),
+        "reruns": _rerun_level(history, arm),
         "note": "mean over all confirm runs of the arm, not the maximum of a search"
         if tests
         else "not measured: the study has no finished confirm runs; a search maximum is no estimate",
     }
+
+
+def _rerun_level(history: History, arm: str) -> dict[str, Any] | None:
+    """Validation accuracy of this very point on fresh seeds and splits; None without re-runs."""
+    scores = [t.score for t in _reruns(history, arm) if t.score is not None]
+    if not scores:
+        return None
+    spread = stdev(scores) if len(scores) > 1 else None
+    return {"n": len(scores), "val_accuracy": fmean(scores), "val_accuracy_sd": spread}
 
 
 def _record(training: Training) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from aim_tune.protocol.blocks import (
 from aim_tune.protocol.explore import Chosen, ExploreStage, choose, finals_stage
 from aim_tune.protocol.gates import Gate
 from aim_tune.protocol.points import whole_space
+from aim_tune.protocol.reruns import Pool, rerun_stage
 from aim_tune.protocol.sampling import Space
 from aim_tune.protocol.stages import Stage, Told, known
 from aim_tune.spec.request import STREAMS, Request
@@ -79,6 +80,9 @@ class Machine:
         self._waiting: list[Stage] = []
         """Twins of the blocks in which arms wait for a "better"."""
         self._allotted = allotted
+        self._pool = Pool()
+        self._rerun = False
+        """Whether the best points' re-runs are queued."""
         self._match: Stage | None = None
         self._matched: Matched | None = None
         if self._explore is not None:
@@ -150,8 +154,11 @@ class Machine:
             yield Gate(name=f"block/{block}", blocks=block)
 
     def _open_later(self) -> Gate | None:
-        """The same for the arms that wait, once all blocks are done."""
+        """The same for the arms that wait, once all blocks are done; then the re-runs."""
         if not self._waiting:
+            if not self._outstanding and not self._rerun:
+                self._rerun = True
+                self._queue(rerun_stage(self.study, self._pool.points(self.study), self._end))
             return None
         gate = Gate(name=f"attribution/{self._end}", blocks=self._end)
         if gate.name not in self._answers:
@@ -182,6 +189,8 @@ class Machine:
     def _close(self, stage: Stage) -> None:
         """What follows from a finished stage; its results are then let go."""
         explore = self._explore
+        if stage.kind in ("explore", "twin", "confirm"):
+            self._pool.take(stage)
         if stage is explore and self.study.protocol.explore.finalists:
             self._queue(finals_stage(self.study, explore))
         elif explore is not None and stage.kind in ("explore", "finals"):

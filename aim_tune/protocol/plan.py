@@ -43,7 +43,7 @@ class Plan:
     trainings: int
     """Networks to be trained; fewer where explore repeats a point."""
     by_stage: Mapping[str, int]
-    """explore, twin, confirm -> trainings."""
+    """explore, twin, confirm, export -> trainings."""
     steps_per_training: int
     """Optimizer steps, at the middle of the searched ranges."""
     steps: int
@@ -85,9 +85,10 @@ def make_plan(
     """The plan of a study on its data; with `effect` (points), what it takes to find that difference."""
     protocol, arms = study.protocol, len(study.arms)
     by_stage = {
-        "explore": protocol.explore.requests * arms,
+        "explore": protocol.explore.requests * len(study.explore_arms),
         "twin": protocol.blocks * protocol.twins * arms,
         "confirm": protocol.blocks * protocol.confirm * arms,
+        "export": protocol.export_seeds * arms,
     }
     trainings = sum(by_stage.values())
     steps = total_steps(study.recipe.at(middle(study.shared)), info.train)

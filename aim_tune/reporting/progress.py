@@ -54,7 +54,8 @@ class Tally:
         block = p.twins + p.confirm
         explore = p.explore.requests * len(p.explore.arms or study.explore_arms)
         arms = len(study.arms if self.later else study.main_arms)
-        return max(explore + self.blocks * block * arms, len(self.finished))
+        trainings = explore + (self.blocks * block + p.export_seeds) * arms
+        return max(trainings, len(self.finished))
 
     def known(self, history: History) -> None:
         """Take what an earlier run has done."""

@@ -103,6 +103,7 @@ PROTOCOL = _with_defaults(
         "looks": Setting(kind="shape", low=2, high=1000, optional=True),
         "budget_gpu_hours": _float(1e-6, optional=True),
         "search_fraction": _float(0.01, 1),
+        "export_seeds": _int(0, 100),
         "attribution": Setting(kind="str", options=ATTRIBUTIONS),
     },
 )

@@ -155,6 +155,9 @@ class Protocol:
     attribution: str = "always"
     """after_better: only baseline and the primary arm at first; the others, on the same streams, once
     the primary arm is better."""
+    export_seeds: int = 0
+    """Times that each arm's best point is trained again at the end, with fresh seeds and splits, for
+    best_config.yaml; on validation images only."""
     chosen: tuple[str, ...] = field(default=(), compare=False)
     """Keys that the planner has still to choose from budget_gpu_hours. Not part of the written form."""
 
@@ -247,9 +250,9 @@ class Study:
 
     @property
     def requests_planned(self) -> int:
-        """Twins, confirm pairs and explore trials of the whole study."""
+        """Twins, confirm pairs, explore trials and re-runs of the whole study."""
         p = self.protocol
-        return p.explore.requests + p.blocks * (p.twins + p.confirm)
+        return p.explore.requests + p.blocks * (p.twins + p.confirm) + p.export_seeds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON/YAML form, in the shape of a study file; `from_dict` inverts it."""
@@ -337,7 +340,7 @@ class Study:
 LATER_RECIPE = ("early_stopping_patience", "early_stopping_min_delta")
 LATER_EXPLORE = ("finalists", "arms", "narrow", "stopping", "objectives")
 LATER_MEMORY = (("init", "zero"), ("update_every", None))
-LATER_PROTOCOL = ("looks", "budget_gpu_hours", "search_fraction", "attribution")
+LATER_PROTOCOL = ("looks", "budget_gpu_hours", "search_fraction", "attribution", "export_seeds")
 """Keys that came after the first version: studies that leave them at their default keep their hash."""
 
 

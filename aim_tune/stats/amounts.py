@@ -20,4 +20,11 @@ def requests_to_run(study: Study, history: History) -> int:
     gate = history.gates.get(f"attribution/{blocks}", {"open": True})
     later = own if study.later_arms and gate["open"] else 0
     arms = study.arms if later else study.main_arms
-    return p.explore.requests + bool(blocks and set(arms) & set(MEASURED)) + own + later
+    match = bool(blocks and set(arms) & set(MEASURED))
+    return p.explore.requests + match + own + later + _reruns(study, history, blocks)
+
+
+def _reruns(study: Study, history: History, blocks: int) -> int:
+    """Re-runs of the best points, with those that an earlier end of the study has had."""
+    earlier = [k for k in history.requests if k.startswith("export/")]
+    return study.protocol.export_seeds + sum(k.split("/")[1] != str(blocks) for k in earlier)

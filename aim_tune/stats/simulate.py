@@ -109,7 +109,8 @@ def _positions(study: Study) -> list[str]:
     stages = [f"twin/{i}" for i in range(plan.twins)] + [
         f"confirm/{i}" for i in range(plan.confirm)
     ]
-    return explore + [f"block/{b}/{stage}" for b in range(plan.blocks) for stage in stages]
+    blocks = [f"block/{b}/{stage}" for b in range(plan.blocks) for stage in stages]
+    return explore + blocks + [f"export/{plan.blocks}/{i}" for i in range(plan.export_seeds)]
 
 
 def _request(

@@ -28,7 +28,7 @@ def test_the_quick_start_counts_114_trainings(sim):
     study = sim.study_of(explore=8, blocks=6, twins=4, confirm=1)
     plan = make_plan(study, INFO)
     assert (plan.requests, plan.trainings) == (38, 114)
-    assert plan.by_stage == {"explore": 24, "twin": 72, "confirm": 18}
+    assert plan.by_stage == {"explore": 24, "twin": 72, "confirm": 18, "export": 0}
     assert (plan.steps_per_training, plan.steps) == (100, 11_400)
     assert (plan.test_looks, plan.explore_at_once) == (18, 4)
     assert plan.seconds(5.0, slots=2) == pytest.approx(28.5)
