@@ -138,7 +138,7 @@ def _forked(
 ) -> tuple[Study, LedgerCopy | None]:
     """The study itself where its folder is free or its own; with --fork, under a free name. And the
     ledger's copy in the storage, which the folder's ledger then equals."""
-    from aim_tune.engine.resume import check_same
+    from aim_tune.engine.resume import check_same, with_declared_sizes
     from aim_tune.ledger import read_history
     from aim_tune.ledger_copy import LedgerCopy
 
@@ -147,10 +147,11 @@ def _forked(
         folder = how.out / named.name
         copy = LedgerCopy(folder / "ledger.jsonl", storage, named.name) if storage else None
         if not (folder / "ledger.jsonl").is_file():
-            return named, copy
+            return _sized(named, info), copy
         history = read_history(folder / "ledger.jsonl")
         if history.declared is None:
-            return named, copy
+            return _sized(named, info), copy
+        named = with_declared_sizes(named, history)
         try:
             check_same(history, named, info, folder=folder)
         except UserError:
@@ -159,6 +160,13 @@ def _forked(
         else:
             return named, copy
     raise UserError(f"{how.out} holds a thousand forks of {study.name}; choose another --out")
+
+
+def _sized(study: Study, info: DataInfo) -> Study:
+    """The study with sizes that its budget, if it has one, pays for."""
+    from aim_tune.planning import afforded
+
+    return afforded(study, info) if study.protocol.chosen else study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +345,7 @@ class _Run:
     def _finish(self, ledger: Ledger, mirror: Mirror | None) -> Outcome:
         """Decide, and write everything that is derived from the ledger."""
         from aim_tune.protocol.best import study_status
+        from aim_tune.reporting.plots import strip_png
         from aim_tune.reporting.words import sentence
         from aim_tune.stats import decide
 
@@ -349,9 +358,8 @@ class _Run:
         paths = self._write(ledger.history, verdict)
         self._share(paths)
         if mirror:
-            mirror.finish(
-                verdict.to_dict(), sentence(verdict), [p for p in paths.values() if p.is_file()]
-            )
+            files = [p for p in paths.values() if p.is_file()]
+            mirror.finish(verdict.to_dict(), sentence(verdict), files, strip_png(verdict))
         return Outcome(
             study=self.study,
             folder=self.folder,
@@ -397,6 +405,7 @@ class _Run:
         from aim_tune.artifacts.files import write_whole
         from aim_tune.protocol.importance import importances
         from aim_tune.reporting.html import write_report
+        from aim_tune.reporting.words import document
 
         paths = {
             "report": self.folder / "report.html",
@@ -404,7 +413,7 @@ class _Run:
             "best": self.folder / "best_config.yaml",
             "study": self.folder / "study.yaml",
         }
-        write_whole(paths["verdict"], json.dumps(verdict.to_dict(), indent=2) + "\n")
+        write_whole(paths["verdict"], json.dumps(document(verdict), indent=2) + "\n")
         write_report(
             paths["report"], self.study, history, verdict, importances(self.study, history)
         )

@@ -80,6 +80,7 @@ def _discard(folder: Path, study: Study, history: History, uri: str | None) -> N
 
 def _fill(folder: Path, study: Study, history: History, uri: str | None) -> int:
     """Write what is missing; the exit code."""
+    from aim_tune.reporting.plots import strip_png
     from aim_tune.reporting.words import sentence
     from aim_tune.tracking.mirror import Mirror
     from aim_tune.tracking.place import shown
@@ -87,7 +88,8 @@ def _fill(folder: Path, study: Study, history: History, uri: str | None) -> int:
     verdict = decided(study, history)
     mirror = Mirror(folder=folder, study=study, uri=uri)
     mirror.start()
-    mirror.finish(verdict.to_dict(), sentence(verdict), [folder / name for name in FILES])
+    files = [folder / name for name in FILES]
+    mirror.finish(verdict.to_dict(), sentence(verdict), files, strip_png(verdict))
     missing = mirror.close(timeout_s=PATIENCE_S)
     if missing:
         print(missing, file=sys.stderr)

@@ -39,7 +39,7 @@ INK, FAINT, BAND = "#101112", "#d4d8de", "#e9edf2"
 WIDTH = 4.8
 """Inches: 461 CSS pixels, readable when shrunk to a phone."""
 
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9.0,
@@ -87,6 +87,32 @@ def verdict_strip(verdict: Verdict) -> Picture | None:
     rows = [c for c in verdict.comparisons.values() if c.effect_points is not None]
     if not rows:
         return None
+    return Picture(
+        name="verdict",
+        title="Does it help, and could we have seen it?",
+        sentence=_strip_sentence(verdict, rows[0]),
+        svg=drawn_svg("verdict", _strip(verdict, rows), height=_strip_height(rows)),
+    )
+
+
+def strip_png(verdict: Verdict) -> bytes | None:
+    """1 as a PNG on white, for pages that take no SVG; None where nothing is compared."""
+    rows = [c for c in verdict.comparisons.values() if c.effect_points is not None]
+    if not rows:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH * 1.3, _strip_height(rows)), layout="constrained")
+        _strip(verdict, rows)(figure)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=120, metadata={"Software": None})
+    return out.getvalue()
+
+
+def _strip_height(rows: Sequence[Comparison]) -> float:
+    return 0.8 + 0.36 * len(rows)
+
+
+def _strip(verdict: Verdict, rows: Sequence[Comparison]) -> Callable[[Figure], None]:
     arms = list(verdict.arms)
 
     def draw(figure: Figure) -> None:
@@ -100,12 +126,7 @@ def verdict_strip(verdict: Verdict) -> Picture | None:
         ax.tick_params(axis="y", length=0)
         ax.set_xlabel("difference in test accuracy, points")
 
-    return Picture(
-        name="verdict",
-        title="Does it help, and could we have seen it?",
-        sentence=_strip_sentence(verdict, rows[0]),
-        svg=drawn_svg("verdict", draw, height=0.8 + 0.36 * len(rows)),
-    )
+    return draw
 
 
 def _strip_background(ax: Axes, verdict: Verdict) -> None:
@@ -460,7 +481,7 @@ def drawn_svg(
     name: str, draw: Callable[[Figure], None], *, height: float = 3.4, width: float = WIDTH
 ) -> str:
     """`draw`'s figure as an SVG element for a page; `name` keeps ids of several pictures apart."""
-    style: Any = {**STYLE, "svg.hashsalt": name}
+    style = {**STYLE, "svg.hashsalt": name}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         figure.patch.set_alpha(0.0)

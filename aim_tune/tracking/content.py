@@ -29,6 +29,8 @@ KEY_TAG = "aim_tune.key"
 STUDY_TAG = "aim_tune.study"
 DIGEST_TAG = "aim_tune.mirrored"
 """Hash of the content that a run held when it was last written to the end."""
+NOTE_TAG = "mlflow.note.content"
+"""Description of a run or an experiment."""
 EVERYTHING = "all"
 """Value of arm, block and pair on a run that stands for the whole study."""
 BY_STEP = "memory/by step"
@@ -141,7 +143,7 @@ def retrained_content(study: Study, history: History, training: Training, note: 
     """The run of a retraining; each one is a run of its own."""
     content = training_content(study, history, training)
     key = f"{_hash(study, history)}/retrained/{training.arm}/{content.start_ms}"
-    tags = {KEY_TAG: key, "aim.phase": "retrained", "mlflow.note.content": note[:NOTE_LIMIT]}
+    tags = {KEY_TAG: key, "aim.phase": "retrained", NOTE_TAG: note[:NOTE_LIMIT]}
     return replace(
         content,
         key=key,
@@ -152,9 +154,14 @@ def retrained_content(study: Study, history: History, training: Training, note: 
 
 
 def verdict_content(
-    study: Study, history: History, verdict: Mapping[str, Any], sentence: str
+    study: Study,
+    history: History,
+    verdict: Mapping[str, Any],
+    sentence: str,
+    *,
+    pictured: bool = False,
 ) -> RunContent:
-    """The one run that says what the study has shown."""
+    """The one run that says what the study has shown; `pictured`: PICTURE will be among its files."""
     now_ms = max(_ms(time.time()), _last_ms(history) + 1)  # newest, so listed first
     word = str(verdict["verdict"]).replace("_", " ")
     key = f"{_hash(study, history)}/verdict"
@@ -173,7 +180,7 @@ def verdict_content(
             "aim.pair": EVERYTHING,
             "aim.status": "ok",
             "aim.verdict": str(verdict["verdict"]),
-            "mlflow.note.content": verdict_note(verdict, sentence),
+            NOTE_TAG: verdict_note(verdict, sentence, pictured=pictured),
         },
         params=_study_params(study),
         readings=tuple(

@@ -130,12 +130,20 @@ class Mirror:
         """Take a record of the ledger; returns at once."""
         self._inbox.put(record)
 
-    def finish(self, verdict: Mapping[str, Any], sentence: str, files: Sequence[Path] = ()) -> None:
-        """Write the verdict run, after all trainings: its note is `sentence` and a table.
+    def finish(
+        self,
+        verdict: Mapping[str, Any],
+        sentence: str,
+        files: Sequence[Path] = (),
+        picture: bytes | None = None,
+    ) -> None:
+        """Write the verdict run, after all trainings: its note is `sentence`, `picture` (PNG) and a table.
 
         `files` become its artifacts; those that are not there are left out. Returns at once.
         """
-        self._inbox.put(Finish(verdict=verdict, sentence=sentence, files=tuple(files)))
+        self._inbox.put(
+            Finish(verdict=verdict, sentence=sentence, files=tuple(files), picture=picture)
+        )
 
     @property
     def links(self) -> dict[str, str]:

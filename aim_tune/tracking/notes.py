@@ -12,14 +12,20 @@ from aim_tune.spec.study import Study
 
 NOTE_LIMIT = 7500
 """MLflow takes 8,000 characters in a tag."""
+PICTURE = "verdict.png"
+"""Artifact of the verdict run: the verdict strip."""
+RUN_ID = "RUN_ID_OF_THE_VERDICT"
+"""Stands for the run's id where it is not known yet; the store puts it in."""
 
 
-def experiment_note(study: Study, sentence: str = "") -> str:
-    """Markdown description of the study's experiment; `sentence` is the verdict once there is one."""
+def experiment_note(study: Study, sentence: str = "", run_id: str = "") -> str:
+    """Markdown description of the study's experiment; `sentence` is the verdict once there is one, and
+    `run_id` the verdict run that holds its picture."""
     arms = ", ".join(f"`{a}`" for a in study.arms)
     first = sentence or _question(study)
+    picture = f"{picture_of(run_id)}\n\n" if run_id else ""
     return (
-        f"{first}\n\nBackbone `{study.backbone.name}`, data `{study.data.name}`, arms {arms}. "
+        f"{first}\n\n{picture}Backbone `{study.backbone.name}`, data `{study.data.name}`, arms {arms}. "
         "One run is one training of one arm. The saved views (top right of the runs) answer the usual "
         "questions; for others group by the tag `aim.arm` and filter, say `tags.aim.phase = 'confirm'`. "
         "Test figures stand on confirm runs only; `delta/test_points` is an arm minus the baseline of "
@@ -27,13 +33,19 @@ def experiment_note(study: Study, sentence: str = "") -> str:
     )
 
 
-def verdict_note(verdict: Mapping[str, Any], sentence: str) -> str:
-    """Markdown: the sentence, then a table of the arms and one of the comparisons.
+def picture_of(run_id: str) -> str:
+    """Markdown that shows the verdict strip. The address is relative: the server that shows the page has
+    the picture; MLflow removes pictures that are embedded in the text."""
+    return f"![The verdict](get-artifact?path={PICTURE}&run_uuid={run_id})"
+
+
+def verdict_note(verdict: Mapping[str, Any], sentence: str, *, pictured: bool = False) -> str:
+    """Markdown: the sentence, the picture if the run has one, a table of the arms, one of the comparisons.
 
     >>> print(verdict_note({"verdict": "not_asked"}, "No comparison was asked."))
     **No comparison was asked.**
     """
-    parts = [f"**{sentence}**"]
+    parts = [f"**{sentence}**", *([picture_of(RUN_ID)] if pictured else [])]
     if arms := verdict.get("arms"):
         parts.append(_table(_ARM_HEAD, [_arm_row(a, s) for a, s in arms.items()]))
     if comparisons := verdict.get("comparisons"):

@@ -5,13 +5,16 @@ Speaks HTTP to a server's /health and /version only; MLflow itself is store.py's
 
 from __future__ import annotations
 
+import base64
 import fcntl
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from aim_tune.errors import ResourceError
 
@@ -59,6 +62,20 @@ def page(uri: str) -> str:
     ('http://host:5000/', 'http://127.0.0.1:5000/')
     """
     return f"{address(uri)}/" if is_server(uri) else "http://127.0.0.1:5000/"
+
+
+def with_driver(uri: str) -> str:
+    """A PostgreSQL URI that names the driver installed here: SQLAlchemy 2.0 and 2.1 expect another one
+    where none is named. Other URIs as they are.
+
+    >>> with_driver("sqlite:////tmp/mlflow.db")
+    'sqlite:////tmp/mlflow.db'
+    """
+    scheme, mark, rest = uri.partition("://")
+    driver = next((d for d in ("psycopg2", "psycopg") if find_spec(d)), None)
+    if scheme not in ("postgres", "postgresql") or driver is None:
+        return uri
+    return f"postgresql+{driver}{mark}{rest}"
 
 
 def is_server(uri: str) -> bool:
@@ -111,6 +128,14 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def server_version(uri: str) -> str:
-    """MLflow's version at a server. Raises OSError where it does not say."""
-    with urllib.request.urlopen(f"{address(uri)}/version", timeout=PROBE_S) as answer:
+    """MLflow's version at a server; one with a login is asked with the user's name and password, from the
+    URI or MLFLOW_TRACKING_USERNAME and _PASSWORD. Raises OSError where it does not say."""
+    request = urllib.request.Request(f"{address(uri)}/version")
+    parts = urlsplit(uri)
+    name = parts.username or os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if name:
+        word = parts.password or os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+        pair = base64.b64encode(f"{unquote(name)}:{unquote(word)}".encode()).decode()
+        request.add_header("Authorization", f"Basic {pair}")
+    with urllib.request.urlopen(request, timeout=PROBE_S) as answer:
         return str(answer.read(100).decode())

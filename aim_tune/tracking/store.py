@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -21,13 +22,22 @@ from mlflow.tracking import MlflowClient
 
 from aim_tune.errors import ResourceError
 from aim_tune.spec.values import short_hash
-from aim_tune.tracking.content import DIGEST_TAG, KEY_TAG, STUDY_TAG, DataInput, RunContent
+from aim_tune.tracking.content import (
+    DIGEST_TAG,
+    KEY_TAG,
+    NOTE_TAG,
+    STUDY_TAG,
+    DataInput,
+    RunContent,
+)
+from aim_tune.tracking.notes import PICTURE, RUN_ID
 from aim_tune.tracking.place import (
     first_use_lock,
     is_server,
     probe,
     server_version,
     unreachable,
+    with_driver,
 )
 
 FILES_TAG = "aim_tune.files"
@@ -90,7 +100,7 @@ class Store:
         on_answer()
         try:
             with _quiet(), first_use_lock(self.uri):
-                self._client = MlflowClient(tracking_uri=self.uri)
+                self._client = MlflowClient(tracking_uri=with_driver(self.uri))
                 self._experiment = self._find_or_make(experiment)
             self.describe(note)
             return self._runs(study_hash)
@@ -103,7 +113,7 @@ class Store:
 
     def describe(self, note: str) -> None:
         """Set the experiment's description."""
-        self.client.set_experiment_tag(self._experiment, "mlflow.note.content", note)
+        self.client.set_experiment_tag(self._experiment, NOTE_TAG, note)
 
     @property
     def experiment_id(self) -> str:
@@ -168,14 +178,23 @@ class Store:
         )
         return bool(newest) and newest[0].info.run_id == seen.run_id
 
-    def attach(self, seen: Seen, files: Sequence[Path]) -> None:
-        """Copy files to the run's artifacts, unless the same ones are there; missing ones are left out."""
+    def attach(self, seen: Seen, files: Sequence[Path], picture: bytes | None = None) -> None:
+        """Copy files to the run's artifacts, unless the same ones are there; missing ones are left out.
+
+        `picture` is a PNG that the run's note shows.
+        """
         there = [file for file in files if file.is_file()]
-        digest = short_hash([sha256(file.read_bytes()).hexdigest() for file in there])
+        blobs = [file.read_bytes() for file in there] + ([picture] if picture else [])
+        digest = short_hash([sha256(blob).hexdigest() for blob in blobs])
         if seen.tags.get(FILES_TAG) == digest:
             return
         for file in there:
             self.client.log_artifact(seen.run_id, str(file))
+        if picture:
+            with TemporaryDirectory() as folder:
+                file = Path(folder) / PICTURE
+                file.write_bytes(picture)
+                self.client.log_artifact(seen.run_id, str(file))
         self.client.set_tag(seen.run_id, FILES_TAG, digest)
 
     def delete(self, seen: Seen) -> None:
@@ -240,6 +259,8 @@ class Store:
 
     def _log_difference(self, content: RunContent, seen: Seen) -> None:
         wanted = {**content.tags, DIGEST_TAG: content.digest}
+        if NOTE_TAG in wanted:
+            wanted[NOTE_TAG] = wanted[NOTE_TAG].replace(RUN_ID, seen.run_id)
         tags = {k: v for k, v in wanted.items() if seen.tags.get(k) != v}
         params = {k: v for k, v in content.params.items() if k not in seen.params}
         readings = [r for r in content.readings if (r.key, r.step) not in seen.steps]

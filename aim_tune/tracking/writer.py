@@ -38,6 +38,8 @@ class Finish:
     verdict: Mapping[str, Any]
     sentence: str
     files: tuple[Path, ...]
+    picture: bytes | None = None
+    """The verdict strip, PNG."""
 
 
 class Writer:
@@ -150,12 +152,20 @@ class Writer:
 
     def _write_verdict(self, finish: Finish) -> None:
         """The verdict run. An older one that says something else, or is not on top, is replaced."""
-        content = verdict_content(self._study, self._history, finish.verdict, finish.sentence)
+        content = verdict_content(
+            self._study,
+            self._history,
+            finish.verdict,
+            finish.sentence,
+            pictured=finish.picture is not None,
+        )
         old = self._known(content)
         if old is not None and not (
             old.tags.get(DIGEST_TAG) == content.digest and self._store.is_newest(old)
         ):
             self._store.delete(old)
             del self._seen[content.key]
-        self._store.attach(self._put(content), finish.files)
-        self._store.describe(experiment_note(self._study, finish.sentence))
+        seen = self._put(content)
+        self._store.attach(seen, finish.files, finish.picture)
+        shown = seen.run_id if finish.picture else ""
+        self._store.describe(experiment_note(self._study, finish.sentence, shown))
