@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from aim_tune import options
 from aim_tune.artifacts.files import write_whole
-from aim_tune.artifacts.files import write_whole
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_NOT_MET, UserError
 
 if TYPE_CHECKING:
@@ -96,11 +95,12 @@ def _report(folder: Path, args: argparse.Namespace) -> Result:
     from aim_tune.reporting.html import write_report
     from aim_tune.reporting.side_by_side import Result
     from aim_tune.reporting.terminal import Console, show_summary
+    from aim_tune.reporting.words import document
 
     study, history = read_results(folder)
     verdict = decided(study, history)
     paths = {"report": folder / "report.html", "verdict": folder / "verdict.json"}
-    write_whole(paths["verdict"], json.dumps(verdict.to_dict(), indent=2) + "\n")
+    write_whole(paths["verdict"], json.dumps(document(verdict), indent=2) + "\n")
     write_report(paths["report"], study, history, verdict, importances(study, history))
     console = Console(highlight=False)
     show_summary(

@@ -6,6 +6,8 @@ size you declared to matter", "attributed to what the memory learned". Every cas
 
 from __future__ import annotations
 
+from typing import Any
+
 from aim_tune.reporting.words_explore import explore_notes
 from aim_tune.stats.paired import MOST_BLOCKS, Interval
 from aim_tune.stats.verdict import SIGN_FLIP_FROM, Comparison, Verdict
@@ -67,6 +69,11 @@ def notes(verdict: Verdict) -> list[str]:
         *_extended(verdict),
         *_counted(verdict),
     ]
+
+
+def document(verdict: Verdict) -> dict[str, Any]:
+    """What verdict.json holds: every figure, and the words. `Verdict.from_dict` reads it."""
+    return {**verdict.to_dict(), "sentence": sentence(verdict), "notes": notes(verdict)}
 
 
 def attribution(verdict: Verdict) -> str:
