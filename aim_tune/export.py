@@ -40,6 +40,19 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--arm", help="another arm than the default")
     p.add_argument(
+        "--objective",
+        choices=("step_ms", "parameters"),
+        help="not the most accurate configuration but, of those that explore found within --within points "
+        "of it, the one with the least of this (the study names it in protocol.explore.objectives)",
+    )
+    p.add_argument(
+        "--within",
+        type=float,
+        default=1.0,
+        metavar="POINTS",
+        help="validation accuracy that may be given up for --objective (1.0)",
+    )
+    p.add_argument(
         "--allow-unfinished",
         action="store_true",
         help="also export from a study that is unfinished or has failed; the file says so",
@@ -84,6 +97,8 @@ def _best(study: Study, history: History, args: argparse.Namespace) -> dict[str,
         args.arm,
         allow_unfinished=args.allow_unfinished,
         sentence=sentence(verdict),
+        objective=args.objective,
+        within_points=args.within,
     )
 
 

@@ -18,10 +18,15 @@ from aim_tune.errors import UserError, unknown
 from aim_tune.ledger import History, Training
 from aim_tune.spec.study import BASELINE, Study
 from aim_tune.stats.amounts import requests_to_run
+from aim_tune.stats.explored import pareto_set
 
 FORMAT = "aim_tune.best_config/1"
 MOST_FAILED = 0.2
 """A study in which a larger share of trainings failed or ran out of memory counts as failed."""
+WITHIN_POINTS = 1.0
+"""Validation accuracy that may be given up for another objective."""
+EXPECTED = ("test_accuracy", "test_accuracy_sd", "val_accuracy", "reruns")
+ONE_TRAINING = "not measured: of the trade-offs in explore, where each point was trained once"
 
 
 def study_status(study: Study, history: History) -> str:
@@ -40,13 +45,17 @@ def best_config(
     *,
     allow_unfinished: bool = False,
     sentence: str = "",
+    objective: str | None = None,
+    within_points: float = WITHIN_POINTS,
 ) -> dict[str, Any]:
     """The best configuration of `arm`, with where it comes from. Keys: see the file it becomes.
 
     Default arm: the add-on's after a verdict "better"; else the baseline, as nothing shows that the
     add-on is worth its cost; in plain search the arm with the best validation accuracy. `verdict` is
-    Verdict.to_dict() and `sentence` its words. Raises UserError for an unknown arm, for an unfinished
-    or failed study unless `allow_unfinished`, and where the arm has no finished training at all.
+    Verdict.to_dict() and `sentence` its words. With `objective` the arm's Pareto set of explore gives the
+    point: the one with the least of it, at most `within_points` less accurate than the best. Raises
+    UserError for an unknown arm or objective, for an unfinished or failed study unless
+    `allow_unfinished`, and where the arm has no finished training at all.
     """
     status = study_status(study, history)
     if status != "complete" and not allow_unfinished:
@@ -54,12 +63,16 @@ def best_config(
     chosen = arm or _default_arm(study, history, verdict)
     if chosen not in study.arms:
         raise UserError(unknown("arm", chosen, study.arms))
+    if objective is not None:
+        found = _traded(study, history, chosen, objective, within_points)
+    else:
+        found = _found(history, chosen)
     others = [arm for arm in study.arms if arm != chosen and _runs(history, arm)]
     return {
         "format": FORMAT,
         "arm": chosen,
         "study": study.to_dict(),
-        **_found(history, chosen),
+        **found,
         "others": {arm: _found(history, arm) for arm in others},
         "provenance": _provenance(study, history, status, verdict, sentence),
     }
@@ -72,6 +85,36 @@ def _found(history: History, arm: str) -> dict[str, Any]:
         "point": training.point.to_dict(),
         "streams": dict(training.streams),
         "expected": _expected(history, arm),
+        "recorded": _record(training),
+    }
+
+
+def _traded(
+    study: Study, history: History, arm: str, objective: str, within_points: float
+) -> dict[str, Any]:
+    """The same for the training of the Pareto set with the least `objective`, accurate enough."""
+    costs = [name for name in study.protocol.explore.objectives if name != "val_accuracy"]
+    if objective not in costs:
+        known = f"it has {', '.join(costs)}" if costs else "it has none beside val_accuracy"
+        raise UserError(
+            f"the study was not searched for {objective!r}: {known} (protocol.explore.objectives)."
+        )
+    offers = pareto_set(study, history, arm)
+    if not offers:
+        raise UserError(f"arm {arm!r} has no finished explore training: nothing to choose from.")
+    least = offers[0].val_accuracy - within_points / 100
+    good = [o for o in offers if o.val_accuracy >= least]
+    best = min(good, key=lambda offer: getattr(offer, objective))
+    training = history.trainings[best.position, arm]
+    return {
+        "point": training.point.to_dict(),
+        "streams": dict(training.streams),
+        "expected": {
+            **dict.fromkeys(EXPECTED),
+            "n_confirm": 0,
+            "n_blocks": 0,
+            "note": ONE_TRAINING,
+        },
         "recorded": _record(training),
     }
 

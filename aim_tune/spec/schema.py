@@ -161,7 +161,7 @@ _KINDS = {
 def _limits(setting: Setting) -> str:
     low, high = _low(setting), setting.high
     if low is not None and high is not None:
-        return f" from {low:g} to {high:,g}" if high >= 10**4 else f" from {low:g} to {high:g}"
+        return f" from {low:g} to {high:,.0f}" if high >= 10**4 else f" from {low:g} to {high:g}"
     if low is not None:
         return f" of at least {low:g}"
     return f" of at most {high:g}" if high is not None else ""

@@ -56,12 +56,14 @@ class Recipe:
     batch_size: int = 32
     """Images per step."""
     optimizer: str = "adamw"
+    """Weight decay is decoupled in adamw, part of the gradient in adam and sgd."""
     schedule: str = "one_cycle"
     """one_cycle (30 % warm-up), cosine (to zero), plateau (x 0.1 after 3 evaluations without gain),
     constant."""
     lr: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.0
+    """Of all parameters alike."""
     momentum: float = 0.9
     """SGD only."""
     label_smoothing: float = 0.0
@@ -109,18 +111,21 @@ class Explore:
     """Stage that looks for the add-on's design."""
 
     trials: int = 0
+    """Requests of the search, each a training of every arm in `arms`; 0: no explore."""
     lag: int = 4
     """Exactly results 0..i-lag are told before ask i: makes the sequence independent of the slots."""
     finalists: int = 0
-    """Best designs that are trained again with FINAL_SEEDS fresh seeds before one is chosen: the best of
-    many single trainings is partly luck. 0: the best trial's design is taken."""
+    """Best designs that are trained again with 3 fresh seeds before one is chosen: the best of many
+    single trainings is partly luck. 0: the best trial's design is taken."""
     arms: tuple[str, ...] = ()
     """The arms that explore trains; none named: all of the study's. With fewer, the design is chosen
     for these alone, and the verdict says so."""
     narrow: bool = False
-    """After explore the blocks draw shared settings only from where some arm was good."""
+    """After explore the blocks draw shared settings only from where some arm was good; from 20 different
+    trials on."""
     stopping: bool = False
-    """Bad trials end early: each arm has a ladder of its own, the median of its earlier trials."""
+    """Bad trials end early, at a quarter or half of their steps: below the median of the same arm's earlier
+    trials. They keep the score they reached and count as pruned."""
     objectives: tuple[str, ...] = ("val_accuracy",)
     """What the search trades off: validation accuracy, and beside it step_ms or parameters (less is
     better). The design is chosen by accuracy; the trade-offs are shown per arm."""
@@ -145,6 +150,7 @@ class Protocol:
     rope_points: float = 0.5
     """Region of practical equivalence: differences below it do not matter, percentage points."""
     seed: int = 0
+    """Where every draw, split and initialization of the study comes from."""
     looks: tuple[int, ...] = ()
     """Planned looks, in blocks: the study stops at the first that decides. The last is `blocks`."""
     budget_gpu_hours: float | None = None
@@ -169,6 +175,7 @@ class Resources:
     cpu: int = 1
     """Threads and Ray CPUs of a trial. Part of the study: 1 and 2 threads give different weights."""
     gpu: float = 0.0
+    """GPUs of a trial; a share, such as 0.5, puts several trials on one card."""
     pack: str = "twin"
     """twin: all arms of a request in one trial; arm: one trial per arm. Results are the same."""
     time_limit_s: float | None = None

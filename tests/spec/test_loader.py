@@ -227,12 +227,12 @@ recipe: {steps: 10} ==> recipe: {}
 recipe: {steps: 10} ==>
     1: recipe: exactly one of steps and epochs must be given, found neither
 steps: 10 ==> steps: 10.0
-    4: recipe.steps: expected a whole number from 1 to 1e+09 or null, found the number 10.0; write
+    4: recipe.steps: expected a whole number from 1 to 1,000,000,000 or null, found the number 10.0; write
     10
 steps: 10 ==> steps: 0
     4: recipe.steps: expected a whole number from 1
 steps: 10 ==> steps: true
-    4: recipe.steps: expected a whole number from 1 to 1e+09 or null, found true
+    4: recipe.steps: expected a whole number from 1 to 1,000,000,000 or null, found true
 steps: 10 ==> steps: 10, amp: yes
     4: recipe.amp: expected true or false, found the text 'yes'; in YAML 1.2 only true and false
 steps: 10 ==> steps: 10, optimizer: 3
