@@ -12,9 +12,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aim_tune.data.info import DataInfo
+    from aim_tune.protocol.afford import Prices
+    from aim_tune.protocol.plan import Plan
     from aim_tune.reporting.terminal import Console
-    from aim_tune.spec import Study
+    from aim_tune.spec import Request, Study
 
 TRIAL_STEPS = 20
 """Steps of each arm that are trained to time them."""
@@ -29,9 +33,16 @@ def show_plan(
     slots: int | None = None,
 ) -> None:
     """What the study takes and what it can show; trains a few steps of each arm to time them."""
+    from aim_tune.protocol.afford import sized
     from aim_tune.protocol.plan import make_plan
     from aim_tune.reporting.progress import duration
 
+    costs = [_trial_run(study, arm, info) for arm in study.arms]
+    lines_of_budget = {}
+    if study.protocol.budget_gpu_hours is not None:
+        prices = _prices(study, costs)
+        study = sized(study, info, prices)
+        lines_of_budget = {"budget": _budget(study, prices)}
     plan = make_plan(study, info, effect=effect)
     stages = ", ".join(f"{stage} {count}" for stage, count in plan.by_stage.items() if count)
     lines = {
@@ -40,7 +51,10 @@ def show_plan(
         "requests": f"{plan.requests}",
         "trainings": f"{plan.trainings} ({stages}), {plan.steps_per_training} steps each",
         "test looks": f"{plan.test_looks}",
+        **lines_of_budget,
     }
+    if study.protocol.looks:
+        lines["looks"] = f"planned at {', '.join(map(str, study.protocol.looks))} blocks"
     if plan.mde_points is not None:
         lines["detectable"] = (
             f"a true difference of about {plan.mde_points:.1f} points in 80 % of studies (guess: "
@@ -52,11 +66,7 @@ def show_plan(
         found = (
             f"{effect:g} points are found in {100 * plan.effect_power:.0f} % of studies like this"
         )
-        enough = plan.effect_blocks
-        lines["effect"] = (
-            f"{found}; 80 % takes {f'{enough} blocks' if enough else 'more blocks than we plan for'}"
-        )
-    costs = [_trial_run(study, arm) for arm in study.arms]
+        lines["effect"] = f"{found}; 80 % {_takes(plan)}"
     slots = slots or max(1, len(os.sched_getaffinity(0)) // study.resources.cpu)
     seconds = sum(c.seconds for c in costs) / len(costs) * plan.trainings / slots
     lines["time"] = (
@@ -74,6 +84,49 @@ def show_plan(
         )
 
 
+def afforded(study: Study, info: DataInfo) -> Study:
+    """`study` with the sizes that its budget pays for on this machine, from a few steps of each arm.
+
+    Raises UserError where it pays for no study.
+    """
+    from aim_tune.protocol.afford import sized
+
+    return sized(study, info, _prices(study, [_trial_run(study, arm, info) for arm in study.arms]))
+
+
+def _prices(study: Study, costs: Sequence[_Cost]) -> Prices:
+    from aim_tune.protocol.afford import Prices
+    from aim_tune.spec.study import MEASURED
+
+    devices = study.resources.gpu or study.resources.cpu
+    hours = {c.arm: c.seconds * devices / 3600 for c in costs}
+    for arm in set(hours) & set(MEASURED):  # made to cost what the primary arm costs
+        hours[arm] = hours[str(study.primary)]
+    return Prices(hours=hours, unit="GPU hours" if study.resources.gpu else "core hours")
+
+
+def _budget(study: Study, prices: Prices) -> str:
+    p = study.protocol
+    return (
+        f"{p.budget_gpu_hours:g} {prices.unit}: {p.blocks} blocks of {p.twins} twins and {p.confirm} "
+        f"confirm pair{'s' * (p.confirm > 1)} take about {prices.whole(study):.3g}"
+    )
+
+
+def _takes(plan: Plan) -> str:
+    """How many blocks an effect takes, or what is in reach."""
+    from aim_tune.stats.paired import MOST_BLOCKS
+
+    if plan.effect_blocks is not None:
+        return f"takes {plan.effect_blocks} blocks"
+    if plan.reach_points is None:
+        return "cannot be planned for: nothing is compared"
+    return (
+        f"takes more than {MOST_BLOCKS} blocks: not within reach; the smallest difference that "
+        f"{MOST_BLOCKS} blocks find is {plan.reach_points:.2f} points"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Cost:
     """What one training of an arm takes here, from a few steps of it."""
@@ -86,19 +139,17 @@ class _Cost:
     seconds: float
 
 
-def _trial_run(study: Study, arm: str) -> _Cost:
-    """Train an arm for a few steps at the study's first point; keeps nothing."""
+def _trial_run(study: Study, arm: str, info: DataInfo) -> _Cost:
+    """Train an arm for a few steps in the middle of what is searched; keeps nothing."""
     from aim_tune.errors import ResourceError
-    from aim_tune.protocol import Machine
-    from aim_tune.spec import Request
     from aim_tune.training.schedules import total_steps
-    from aim_tune.twin import catalog_of, open_source, train_arm
+    from aim_tune.twin import train_arm
 
-    request = Machine(study).ask()
-    assert isinstance(request, Request)
-    info = open_source(study.data, catalog_of(study.plugins)).info
-    steps = total_steps(study.recipe.at(request.arms[arm].shared), info.train)
-    recipe = replace(study.recipe, steps=min(steps, TRIAL_STEPS), epochs=None, evaluations=1)
+    request = _middle(study, arm)
+    recipe = study.recipe_of(arm, request.arms[arm].shared)
+    steps = total_steps(recipe, info.train)
+    recipe = replace(study.recipe, evaluations=1)
+    request = replace(request, steps={arm: min(steps, TRIAL_STEPS)})
     short = replace(study, recipe=recipe)
     try:
         train_arm(short, request, arm)  # pays for imports, data and caches
@@ -117,3 +168,18 @@ def _trial_run(study: Study, arm: str) -> _Cost:
         step_ms=step_ms,
         seconds=steps * step_ms / 1000 + study.recipe.evaluations * other_s,
     )
+
+
+def _middle(study: Study, arm: str) -> Request:
+    """A request for the middle of all ranges. A step of an arm that is yet to be widened is as its
+    backbone's."""
+    from aim_tune.protocol.points import same_point, whole_space
+    from aim_tune.protocol.sampling import middle
+    from aim_tune.spec import Point, Request
+    from aim_tune.spec.request import STREAMS
+    from aim_tune.spec.study import STEP_MATCHED
+
+    point = same_point(middle(whole_space(study)), study.arms)[arm]
+    if arm == STEP_MATCHED:
+        point = Point(shared=point.shared, addon={**point.addon, "widen_to": 0})
+    return Request(position="plan/0", arms={arm: point}, streams=dict.fromkeys(STREAMS, 0))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -81,6 +82,14 @@ def check_same(history: History, study: Study, info: DataInfo, *, folder: Path) 
             "Undo the change to go on with it, use --fork to start a new study beside it, or choose "
             "another --out."
         )
+
+
+def with_declared_sizes(study: Study, history: History) -> Study:
+    """The study with the sizes that its budget was found to pay for when it began."""
+    assert history.declared is not None
+    then = {**history.declared["study"]["protocol"], "blocks": blocks_then(history)}
+    sizes = {key: then[key] for key in study.protocol.chosen}
+    return replace(study, protocol=replace(study.protocol, **sizes, chosen=()))
 
 
 def blocks_then(history: History) -> int:

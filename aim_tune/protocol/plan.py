@@ -19,7 +19,8 @@ from scipy import stats
 
 from aim_tune.protocol.sampling import middle
 from aim_tune.spec.study import Study
-from aim_tune.stats.paired import ALPHA, detectable_in_errors, t_quantile
+from aim_tune.stats.looks import look_level
+from aim_tune.stats.paired import ALPHA, MOST_BLOCKS, detectable_in_errors, t_quantile
 from aim_tune.training.schedules import total_steps
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 TUNING_LUCK = 0.75
 """Variance that the search adds to a block difference, in variances between seeds: each arm's chosen
 point is a little better or worse than the other's."""
-MOST_BLOCKS = 1000
-"""As many as a study may have."""
 ERROR_GUESS = 0.2
 """Guess of a tuned network's test error, where nothing is known."""
 
@@ -65,6 +64,8 @@ class Plan:
     """Share of such studies that find it; None where not asked or nothing is compared."""
     effect_blocks: int | None = None
     """Fewest blocks that find it in 80 % of studies; None where not asked, or more than MOST_BLOCKS."""
+    reach_points: float | None = None
+    """Smallest true difference that MOST_BLOCKS blocks find; None where nothing is compared."""
 
     def seconds(self, step_ms: float, *, slots: int = 1) -> float:
         """Expected training time at `step_ms` per step, averaged over arms, in `slots` slots."""
@@ -103,10 +104,10 @@ def make_plan(
         test_looks=by_stage["confirm"],
         explore_at_once=protocol.explore.lag if protocol.explore.trials else None,
         seed_sd_points=seed_sd,
-        mde_points=None if error is None else error * detectable_in_errors(protocol.blocks - 1),
+        mde_points=_detectable(study, seed_sd),
         equivalence_reachable=None
         if error is None
-        else error * t_quantile(protocol.blocks - 1, 0.10) < protocol.rope_points,
+        else error * t_quantile(protocol.blocks - 1, 2 * _level(study)) < protocol.rope_points,
         effect_points=effect,
         effect_power=None
         if error is None or effect is None
@@ -114,16 +115,21 @@ def make_plan(
         effect_blocks=None
         if error is None or effect is None
         else blocks_needed(study, effect, seed_sd=seed_sd),
+        reach_points=_detectable(_with_blocks(study, MOST_BLOCKS), seed_sd),
     )
 
 
-def power(study: Study, effect: float, *, seed_sd: float, alpha: float = ALPHA) -> float:
-    """Chance that the whole study finds a true difference of `effect` points, of the right sign."""
+def power(study: Study, effect: float, *, seed_sd: float, alpha: float | None = None) -> float:
+    """Chance that the whole study finds a true difference of `effect` points, of the right sign.
+
+    `alpha` is the level of its last look by default; that an earlier one may find it is left out.
+    """
     error = _standard_error(study, seed_sd)
     if error is None:
         return 0.0
     df = study.protocol.blocks - 1
-    return float(stats.nct.sf(t_quantile(df, alpha), df, abs(effect) / error))
+    quantile = t_quantile(df, _level(study) if alpha is None else alpha)
+    return float(stats.nct.sf(quantile, df, abs(effect) / error))
 
 
 def blocks_needed(study: Study, effect: float, *, seed_sd: float) -> int | None:
@@ -133,13 +139,30 @@ def blocks_needed(study: Study, effect: float, *, seed_sd: float) -> int | None:
     """
 
     def found(blocks: int) -> bool:
-        grown = replace(study, protocol=replace(study.protocol, blocks=blocks))
-        error = _standard_error(grown, seed_sd)
-        return error is not None and error * detectable_in_errors(blocks - 1) <= abs(effect)
+        points = _detectable(_with_blocks(study, blocks), seed_sd)
+        return points is not None and points <= abs(effect)
 
     sizes = range(2, MOST_BLOCKS + 1)
     place = bisect_left(sizes, True, key=found)  # what B blocks find, B + 1 find
     return sizes[place] if place < len(sizes) else None
+
+
+def _with_blocks(study: Study, blocks: int) -> Study:
+    return replace(study, protocol=replace(study.protocol, blocks=blocks))
+
+
+def _level(study: Study) -> float:
+    """Of the last look; planned looks share the error."""
+    looks = study.protocol.looks
+    return look_level(looks) if looks else ALPHA
+
+
+def _detectable(study: Study, seed_sd: float) -> float | None:
+    """True difference that is found with 80 % power, points; None where nothing is compared."""
+    error = _standard_error(study, seed_sd)
+    if error is None:
+        return None
+    return error * detectable_in_errors(study.protocol.blocks - 1, _level(study))
 
 
 def _standard_error(study: Study, seed_sd: float) -> float | None:
