@@ -142,7 +142,8 @@ def test_one_block_is_configuration_against_configuration():
     study = replace(study_of(), protocol=replace(study_of().protocol, blocks=1))
     assert sentence(decide(study, simulated_history(study, play({"aim": [3]})))) == (
         "No evidence: with one block this is configuration A against configuration B; aim − baseline is "
-        "+3.00 points. Judged by a single search, 12 to 28 % of studies without any true effect declare a winner."
+        "+3.00 points. Judged by a single search, 12 to 28 % of studies without any true effect declare a "
+        "winner."
     )
 
 
