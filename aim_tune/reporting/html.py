@@ -23,6 +23,7 @@ from aim_tune.reporting.plots import (
     arm_look,
     with_label,
 )
+from aim_tune.reporting.plots_explore import explore_rows, offer_head, offer_rows
 from aim_tune.reporting.words import LABELS, count, notes, sentence, signed, span
 from aim_tune.spec import yaml_io
 from aim_tune.spec.study import Study
@@ -66,6 +67,7 @@ def report_html(
         card("Every comparison", _comparison_table(verdict), _more(verdict)),
         card("The best found", _best_table(verdict, history)),
         card("The arms", _arms_table(study, verdict)),
+        card("What explore chose", _explore_tables(verdict)),
         f'<div class="grid">{"".join(map(figure_card, others))}</div>' if others else "",
         card("What this says and what it does not", _list(notes(verdict) + _limits(verdict))),
         card("Where it comes from", _provenance(study, history, verdict)),
@@ -185,6 +187,19 @@ def _best_table(verdict: Verdict, history: History) -> str:
 def _best_row(verdict: Verdict, t: Training) -> list[str]:
     point = _point_text(t.point.shared, t.point.addon)
     return [escape(t.position), _arm(verdict, t.arm), _percent(t.score), escape(point)]
+
+
+def _explore_tables(verdict: Verdict) -> str:
+    """The design, the ranges of the blocks and, with several objectives, the trade-offs."""
+    found = verdict.explored
+    if found is None or not (found.design or found.narrowed or found.pareto):
+        return ""
+    chosen = [[escape(what), escape(value)] for what, value in explore_rows(found)]
+    text = html_table(("setting", "in the blocks"), chosen, (0, 1)) if found.design else ""
+    if found.pareto:
+        head = offer_head(found)
+        text += html_table(head, offer_rows(found), (0, len(head) - 1))
+    return text
 
 
 def _arms_table(study: Study, verdict: Verdict) -> str:

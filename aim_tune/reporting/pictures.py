@@ -6,7 +6,7 @@ Each one is drawn from the history alone and left out where the history has no d
 from __future__ import annotations
 
 from aim_tune.ledger import History
-from aim_tune.reporting import plots, plots_cost, plots_detail, plots_memory
+from aim_tune.reporting import plots, plots_cost, plots_detail, plots_explore, plots_memory
 from aim_tune.reporting.plots import Importances, Picture
 from aim_tune.spec.study import Study
 from aim_tune.stats.verdict import Verdict
@@ -24,6 +24,7 @@ def pictures(
         plots_cost.expected_best_over_time(study, history, verdict),  # 5
         plots_cost.time_to_target(study, history),  # 6
         plots_cost.pareto(study, history, verdict),  # 7
+        plots_explore.trade_offs(study, history, verdict),  # 7, of explore
         plots.importance_bars(study, importances or {}),  # 8
         plots_detail.setting_slices(study, history, verdict),  # 9
         plots.learning_curves(study, history),  # 10

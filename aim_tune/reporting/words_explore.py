@@ -26,7 +26,8 @@ def explore_notes(verdict: Verdict) -> list[str]:
         ("Out of memory", "oom"),
         ("Diverged", "diverged"),
     ):
-        counts = {arm: getattr(b, field) for arm, b in verdict.explore_budget.items()}
+        budget = verdict.explore_budget or verdict.budget  # plain search is counted as a whole
+        counts = {arm: getattr(b, field) for arm, b in budget.items()}
         if any(counts.values()):
             listed = ", ".join(f"{arm} {number}" for arm, number in counts.items())
             lines.append(f"{what} in explore: {listed}.")

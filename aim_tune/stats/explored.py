@@ -15,7 +15,6 @@ from typing import Any
 from aim_tune.ledger import History, Training
 from aim_tune.spec.space import Domain, Fixed
 from aim_tune.spec.study import Study
-from aim_tune.spec.values import canonical
 from aim_tune.stats.narrow import LEAST_TRIALS, block_ranges, recorded_trials
 
 
@@ -138,7 +137,7 @@ def _design(study: Study, history: History) -> dict[str, Any] | None:
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as JSON gives them back."""
-    return dict(json.loads(canonical(dict(values))))
+    return dict(json.loads(json.dumps(dict(values))))
 
 
 def _reason(trials: int) -> str:
