@@ -91,13 +91,16 @@ def test_numbers_that_are_not_finite_are_left_out(study, history):
         ("ok", "FINISHED"),
         ("diverged", "FINISHED"),
         ("timeout", "FINISHED"),
+        ("pruned", "FINISHED"),
         ("failed", "FAILED"),
         ("oom", "FAILED"),
     ],
 )
 def test_each_status_of_a_training_has_one_of_mlflow(study, history, status, shown):
     training = replace(history.trainings["block/0/twin/0", "aim"], status=status)
-    assert training_content(study, history, training).status == shown
+    content = training_content(study, history, training)
+    assert content.status == shown
+    assert content.tags["aim.status"] == ("interrupted" if status == "asked" else status)
 
 
 def test_the_content_of_a_ledger_is_always_the_same(study, records):
