@@ -22,8 +22,10 @@ from aim_tune.spec.request import Point, Request
 from aim_tune.spec.study import BASELINE, STEP_MATCHED, Study
 from aim_tune.training.step_times import interleaved_step_ms
 
-SHARES = (0.0, 0.15, 0.4, 0.8, 1.5, 3.0)
-"""Candidates for the widened baseline: so much more parameters than it has."""
+WIDER = (1.0, 1.15, 1.4, 1.8, 2.5, 4.0)
+"""Candidates for the widened baseline: so many times its parameters. Where the last is too fast (small
+networks wait for the CPU, not for arithmetic), it is doubled up to MOST_WIDER."""
+MOST_WIDER = 256.0
 NEAR = (0.0, 0.01, -0.01, 0.02, -0.02, 0.04, -0.04)
 """Where whole channels do not give a number of parameters, these shares beside it are tried."""
 
@@ -62,21 +64,27 @@ class _Bench:
 
     def width(self) -> tuple[int, str]:
         """Parameters at which a step takes as long as one of the primary arm; and how that was found."""
-        base, primary = self.build(BASELINE, None), self.build(str(self.study.primary), None)
-        own = _parameters(base)
-        sizes = [round(own * (1 + share)) for share in SHARES]
-        candidates = {f"{n}": m for n in sizes if (m := self.widened(n)) is not None}
-        times = self.times({"primary": primary, **candidates})
-        found = [(_parameters(m), times[name]) for name, m in candidates.items()]
-        detail = ", ".join(f"{n:,} parameters {ms:.3f} ms" for n, ms in found)
-        wanted = interpolated(found, times["primary"])
+        own = _parameters(self.build(BASELINE, None))
+        found = self.compared([round(own * times) for times in WIDER])
+        widest = WIDER[-1]
+        while (wanted := interpolated(found)) is None and widest < MOST_WIDER:
+            widest *= 2
+            found += self.compared([round(own * widest)])
+        detail = ", ".join(f"{n:,} parameters {share:.3f}" for n, share in found)
+        detail = f"step times over that of {self.study.primary}: {detail}"
         if wanted is None:
             raise AttachError(
-                f"step_matched: no width up to {1 + SHARES[-1]:g} times the baseline's parameters takes "
-                f"{times['primary']:.3f} ms a step, as {self.study.primary} does ({detail}); leave it out"
+                f"step_matched: with {widest:g} times the parameters the baseline is still faster than "
+                f"{self.study.primary} ({detail}); leave it out"
             )
         fits = (max(own, round(wanted * (1 + share))) for share in NEAR)
         return next((n for n in fits if self.widened(n) is not None), own), detail
+
+    def compared(self, sizes: Sequence[int]) -> list[tuple[int, float]]:
+        """Baselines of about these sizes: parameters, and step time over that of the primary arm."""
+        candidates = {str(n): m for n in sizes if (m := self.widened(n)) is not None}
+        times = self.times({"primary": self.build(str(self.study.primary), None), **candidates})
+        return [(_parameters(m), times[n] / times["primary"]) for n, m in candidates.items()]
 
     def measured(self, widths: Mapping[str, int | None]) -> dict[str, Measured]:
         """Arms, built as wide as said, measured together."""
@@ -122,21 +130,21 @@ class _Bench:
         )
 
 
-def interpolated(found: Sequence[tuple[int, float]], wanted_ms: float) -> int | None:
-    """The number of parameters at which a step takes `wanted_ms`; step times grow with it, noise aside.
+def interpolated(found: Sequence[tuple[int, float]], wanted: float = 1.0) -> int | None:
+    """The number of parameters at which a step takes `wanted`; step times grow with it, noise aside.
 
     The smallest where even that takes longer; None where none takes so long.
 
-    >>> interpolated([(100, 1.0), (200, 3.0), (400, 5.0)], 2.0)
+    >>> interpolated([(100, 0.5), (200, 1.5), (400, 2.5)])
     150
     """
-    sizes, times = [n for n, _ in found], list(accumulate((ms for _, ms in found), max))
-    place = bisect_left(times, wanted_ms)
+    sizes, times = [n for n, _ in found], list(accumulate((time for _, time in found), max))
+    place = bisect_left(times, wanted)
     if place == len(times):
         return None
     if place == 0:
         return sizes[0]
-    share = (wanted_ms - times[place - 1]) / (times[place] - times[place - 1])
+    share = (wanted - times[place - 1]) / (times[place] - times[place - 1])
     return round(sizes[place - 1] + share * (sizes[place] - sizes[place - 1]))
 
 

@@ -66,7 +66,7 @@ def test_a_study_with_measured_arms_begins_with_measuring_them(study: Study) -> 
 def test_match_reports_real_step_times_and_trains_for_no_step(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matching, "SHARES", (0.0, 30.0))
+    monkeypatch.setattr(matching, "WIDER", (1.0, 64.0))
     monkeypatch.setitem(interleaved_step_ms.__kwdefaults__, "rounds", 2)
     found = run(study, asked(study))
     assert {r["status"] for r in found.values()} == {"ok"}, found
@@ -102,6 +102,7 @@ def test_what_cannot_be_matched_fails_with_the_reason(
         return {name: 100.0 if name == "primary" else 1.0 for name in models}
 
     monkeypatch.setattr(matching, "interleaved_step_ms", slow)
+    monkeypatch.setattr(matching, "WIDER", (1.0, 128.0))
     found = run(study, asked(study))
     assert {r["status"] for r in found.values()} == {"failed"}
     assert (
