@@ -17,9 +17,6 @@ from aim_tune.protocol.stages import Stage, Told, argmax
 from aim_tune.spec.request import Point
 from aim_tune.spec.study import BASELINE, MEASURED, STEP_MATCHED, TIME_MATCHED, Recipe, Study
 
-MOST_RANDOM_TWINS = 10
-"""Blocks of up to so many twins draw at random; longer ones search with TPE."""
-
 Allotted = Callable[[Recipe], int]
 """Optimizer steps of a training."""
 
@@ -27,7 +24,7 @@ Allotted = Callable[[Recipe], int]
 def twin_stage(study: Study, space: Space, block: int, arms: Sequence[str]) -> Stage:
     """The draws of a block, the same for every arm."""
     protocol, home = study.protocol, f"block/{block}/twin"
-    searches = protocol.twins > MOST_RANDOM_TWINS
+    searches = not protocol.draws_at_random
     return Stage(
         kind="twin",
         block=block,

@@ -24,7 +24,7 @@ from aim_tune.ledger import History, Training
 from aim_tune.reporting.words import comparison_line, count, signed, span
 from aim_tune.spec.study import BASELINE, Study
 from aim_tune.stats.evidence import twin_scores, whole_blocks
-from aim_tune.stats.tuning import RANDOM_TWINS, expected_best_curve
+from aim_tune.stats.tuning import expected_best_curve
 from aim_tune.stats.verdict import Comparison, Verdict
 
 Importances: TypeAlias = Mapping[str, Mapping[str, tuple[float, float, float]]]
@@ -282,7 +282,7 @@ def _known_twins(scores_2BN: np.ndarray) -> np.ndarray:
 def expected_best_plot(study: Study, history: History, verdict: Verdict) -> Picture | None:
     """4: expected best validation accuracy against trials, one jackknife error over blocks as band."""
     blocks, twins = whole_blocks(study, history), study.protocol.twins
-    if verdict.arm is None or len(blocks) < 3 or not 2 <= twins <= RANDOM_TWINS:
+    if verdict.arm is None or len(blocks) < 3 or twins < 2 or verdict.sampler != "random":
         return None
     curves = {}
     for arm in study.arms:
@@ -324,7 +324,9 @@ def expected_best_plot(study: Study, history: History, verdict: Verdict) -> Pict
     )
 
 
-def importance_bars(study: Study, importances: Importances) -> Picture | None:
+def importance_bars(
+    study: Study, importances: Importances, method: str = "fANOVA"
+) -> Picture | None:
     """8: importance of each setting per arm, whiskers over blocks."""
     arms = [a for a in study.arms if importances.get(a)]
     if not arms:
@@ -360,7 +362,7 @@ def importance_bars(study: Study, importances: Importances) -> Picture | None:
     return Picture(
         name="importance",
         title="Which setting matters?",
-        sentence=f"The most important setting is {', '.join(named)} (fANOVA; whiskers: one block left out).",
+        sentence=f"The most important setting is {', '.join(named)} ({method}; whiskers: one block left out).",
         svg=drawn_svg(
             "importance", draw, height=1.2 + 0.3 * len(settings) * max(1.0, len(arms) / 2)
         ),

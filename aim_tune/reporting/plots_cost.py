@@ -18,14 +18,14 @@ from aim_tune.reporting.plots import Picture, arm_look, drawn_svg
 from aim_tune.reporting.words import count, signed
 from aim_tune.spec.study import BASELINE, Study
 from aim_tune.stats.evidence import twin_scores, whole_blocks
-from aim_tune.stats.tuning import RANDOM_TWINS, expected_best_curve
+from aim_tune.stats.tuning import expected_best_curve
 from aim_tune.stats.verdict import Verdict
 
 
 def expected_best_over_time(study: Study, history: History, verdict: Verdict) -> Picture | None:
     """5: expected best validation accuracy against the training seconds that so many trials take."""
     blocks, twins = whole_blocks(study, history), study.protocol.twins
-    if verdict.arm is None or len(blocks) < 3 or not 2 <= twins <= RANDOM_TWINS:
+    if verdict.arm is None or len(blocks) < 3 or twins < 2 or verdict.sampler != "random":
         return None
     curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for arm in study.arms:

@@ -220,6 +220,7 @@ def _thing(verdict: Verdict) -> str:
 def _tuning(verdict: Verdict) -> str:
     short = verdict.search_fraction
     text = f"Every arm was tuned with n = {count(verdict.twins, 'trial')} per block"
+    text += " proposed by TPE" if verdict.sampler == "tpe" else ""
     text += f", each {100 * short:g} % of a whole training" if short < 1 else ""
     gap = verdict.gap
     if gap is None:

@@ -23,6 +23,7 @@ from aim_tune.spec.study import (
     OPTIMIZERS,
     PACKS,
     PLANS,
+    SAMPLERS,
     SCHEDULES,
     TUNABLE,
     Explore,
@@ -105,6 +106,7 @@ PROTOCOL = _with_defaults(
         "search_fraction": _float(0.01, 1),
         "export_seeds": _int(0, 100),
         "attribution": Setting(kind="str", options=ATTRIBUTIONS),
+        "sampler": Setting(kind="str", options=SAMPLERS),
     },
 )
 PLAN = Setting(kind="str", options=tuple(PLANS))

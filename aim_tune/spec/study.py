@@ -29,6 +29,9 @@ PLANS = {
 }
 """Short forms for `protocol: {plan: ...}`; keys that are written out win."""
 ATTRIBUTIONS = ("always", "after_better")
+SAMPLERS = ("auto", "random", "tpe")
+MOST_RANDOM_TWINS = 10
+"""Up to so many twins per block, sampler auto draws at random."""
 MOST_TRIALS = 1000
 """Of explore: TPE takes longer for every trial it has seen (15 ms at 100, 0.2 s at 1,000)."""
 OBJECTIVES = ("val_accuracy", "step_ms", "parameters")
@@ -158,6 +161,9 @@ class Protocol:
     where they are not written out; no block begins that would not fit."""
     search_fraction: float = 1.0
     """Share of the recipe's steps that twins are trained for, in every arm; confirm pairs take all."""
+    sampler: str = "auto"
+    """How a block's points are proposed: random draws; tpe, told both sides alike; auto: random up to 10
+    twins, tpe beyond. Asking once with each shows whether the verdict hangs on it."""
     attribution: str = "always"
     """after_better: only baseline and the primary arm at first; the others, on the same streams, once
     the primary arm is better."""
@@ -166,6 +172,13 @@ class Protocol:
     best_config.yaml; on validation images only."""
     chosen: tuple[str, ...] = field(default=(), compare=False)
     """Keys that the planner has still to choose from budget_gpu_hours. Not part of the written form."""
+
+    @property
+    def draws_at_random(self) -> bool:
+        """Whether a block's twins are random draws: exchangeable, and none waits for another."""
+        if self.sampler == "auto":
+            return self.twins <= MOST_RANDOM_TWINS
+        return self.sampler == "random"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,7 +360,8 @@ class Study:
 LATER_RECIPE = ("early_stopping_patience", "early_stopping_min_delta")
 LATER_EXPLORE = ("finalists", "arms", "narrow", "stopping", "objectives")
 LATER_MEMORY = (("init", "zero"), ("update_every", None))
-LATER_PROTOCOL = ("looks", "budget_gpu_hours", "search_fraction", "attribution", "export_seeds")
+LATER_PROTOCOL = ("looks", "budget_gpu_hours", "search_fraction", "attribution", "export_seeds",
+                  "sampler")  # fmt: skip
 """Keys that came after the first version: studies that leave them at their default keep their hash."""
 
 

@@ -122,6 +122,8 @@ class Verdict:
     explore_budget: Mapping[str, Budget] = field(default_factory=dict)
     twins: int = 0
     """Tuning budget: trials per arm and block."""
+    sampler: str = "random"
+    """How they were proposed: random or tpe."""
     search_fraction: float = 1.0
     """Share of a whole training's steps that each of those trials had."""
     rope_points: float = 0.0

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-RANDOM_TWINS = 10
-"""Up to this many twins a block's points are random draws; above, a search proposes them."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
@@ -67,16 +64,16 @@ def jackknife_error(left_out: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def tuning_gap(arm_BN: NDArray[np.float64], reference_BN: NDArray[np.float64]) -> Gap | None:
-    """The gap at n/2 and n trials from all blocks' twins (points), or None.
+    """The gap at n/2 and n trials from all blocks' randomly drawn twins (points), or None.
 
-    None for one twin per block, fewer than 3 blocks, a block without scores, or more twins than are
-    drawn at random. A twin counts where both arms have a score. A block's level (the mean of both
-    arms) is taken out first: pooling must not mix easy splits with lucky draws.
+    None for one twin per block, fewer than 3 blocks, or a block without scores. A twin counts where both
+    arms have a score. A block's level (the mean of both arms) is taken out first: pooling must not mix easy
+    splits with lucky draws.
     """
     blocks, twins = arm_BN.shape
     pair_2BN = np.stack([arm_BN, reference_BN])
     pair_2BN[:, np.isnan(pair_2BN).any(axis=0)] = np.nan
-    if twins < 2 or twins > RANDOM_TWINS or blocks < 3 or np.isnan(pair_2BN).all(axis=(0, 2)).any():
+    if twins < 2 or blocks < 3 or np.isnan(pair_2BN).all(axis=(0, 2)).any():
         return None
     pair_2BN = pair_2BN - np.nanmean(pair_2BN, axis=(0, 2))[None, :, None]
     budgets = (twins // 2, twins)

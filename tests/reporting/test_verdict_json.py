@@ -20,7 +20,7 @@ KEYS = {
     "effect_points", "ci95_points", "ci90_points", "blocks", "blocks_planned", "mde_points",
     "p_better_new_block", "sign_flip_p", "wins", "attribution", "untrained", "metric", "unit",
     "higher_is_better", "claim", "interim", "extended", "comparisons", "arms", "budget",
-    "explore_budget", "twins", "search_fraction", "rope_points", "alpha", "looks", "look",
+    "explore_budget", "twins", "sampler", "search_fraction", "rope_points", "alpha", "looks", "look",
     "out_of_budget", "design_for", "explored", "declared_confounds", "blocks_to_decide", "reach_points",
     "reach_limit", "gap", "twin_correlation", "block_correlation", "edges", "test_examples",
     "study_number", "study", "study_hash",

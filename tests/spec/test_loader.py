@@ -201,7 +201,7 @@ def test_five_different_faults_are_all_reported_with_their_lines(load: Load) -> 
         "study.yaml:9: addon.kernel_size: expected one of 1, 3, 5, found the number 2",
         "study.yaml:11: protocol.block: unknown key 'block'; did you mean 'blocks'? "
         "known: attribution, blocks, budget_gpu_hours, confirm, explore, export_seeds, looks, plan, "
-        "rope_points, search_fraction, seed, twins",
+        "rope_points, sampler, search_fraction, seed, twins",
     ]
 
 
@@ -323,7 +323,7 @@ addon: {name: memory} ==> addon: {name: memory}\nprotocol: {explore: {trials: 8,
     6: protocol.explore.lag: expected a whole number from 1 to 10,000, found 0
 addon: {name: memory} ==> addon: {name: memory}\nprotocol: {trials: 8}
     6: protocol.trials: unknown key 'trials'; known: attribution, blocks, budget_gpu_hours, confirm, explore,
-    export_seeds, looks, plan, rope_points, search_fraction, seed, twins; trials belongs under protocol.explore
+    export_seeds, looks, plan, rope_points, sampler, search_fraction, seed, twins; trials belongs under protocol.explore
 addon: {name: memory} ==> addon: {name: memory}\nresources: {gpu: 1.5}
     6: resources.gpu: expected a share of one GPU (such as 0.5) or a whole number, found 1.5
 addon: {name: memory} ==> addon: {name: memory}\nresources: {pack: twins}

@@ -68,9 +68,7 @@ def test_a_twin_without_a_score_of_both_arms_is_left_out():
     assert tuning_gap(arm, base).points == pytest.approx((1.0, 1.0))
 
 
-@pytest.mark.parametrize(
-    "shape", [(6, 1), (6, 11), (2, 4)], ids=["one twin", "searched", "2 blocks"]
-)
+@pytest.mark.parametrize("shape", [(6, 1), (2, 4)], ids=["one twin", "2 blocks"])
 def test_there_is_no_gap_to_speak_of(shape):
     assert tuning_gap(np.ones(shape), np.zeros(shape)) is None
 

@@ -16,7 +16,7 @@ from aim_tune.reporting.words import notes, sentence
 from aim_tune.spec.request import Request
 from aim_tune.spec.study import Study
 from aim_tune.stats import Verdict, decide
-from aim_tune.stats.simulate import Outcome, example_study, simulated_history
+from aim_tune.stats.simulate import Outcome, World, example_study, simulated_history
 
 RISING = [1, 2, 3, 1, 2, 3]
 """Mean 2. Blocks: s^2/B = .8 / 6 = .133. Examples: 12 at 100/6, (12 x 277.8 - 100 x 4) / 99 / 100 = .296296,
@@ -239,3 +239,14 @@ def test_the_number_of_the_study_stands_beside_every_verdict():
     for gains in (RISING, MIXED, [0] * 6, [-d for d in RISING]):
         history = simulated_history(study, play({"aim": gains}))
         assert notes(decide(study, history, study_number=3))[-1] == "3rd study on this test data."
+
+
+def test_points_that_tpe_proposed_are_said_and_give_no_gap():
+    """Trials that build on one another are not exchangeable: no expected best."""
+    world = World(effects={})
+    for sampler, known in (("random", True), ("tpe", False)):
+        study = replace(study_of(), protocol=replace(study_of().protocol, twins=4, sampler=sampler))
+        v = decide(study, simulated_history(study, world.play))
+        assert (v.sampler, v.gap is not None) == (sampler, known)
+        said = any("n = 4 trials per block proposed by TPE;" in note for note in notes(v))
+        assert said is not known
