@@ -363,10 +363,7 @@ def _more_blocks(verdict: Verdict) -> list[str]:
     size = f"a true difference of {verdict.rope_points:g} points"
     if verdict.blocks_to_decide is not None:
         more = count(verdict.blocks_to_decide - verdict.blocks, "block")
-        return [
-            f"About {more} more would find {size} in 80 % of studies: run the same command again with "
-            f"--set protocol.blocks={verdict.blocks_to_decide}."
-        ]
+        return [f"About {more} more would find {size} in 80 % of studies: {_way_on(verdict)}."]
     if verdict.reach_points is None:
         return []
     help_ = {
@@ -377,6 +374,14 @@ def _more_blocks(verdict: Verdict) -> list[str]:
         f"{size[0].upper()}{size[1:]} is out of reach of more blocks: {MOST_BLOCKS} in all would find "
         f"{verdict.reach_points:.2f} points or more. What would help: {help_}."
     ]
+
+
+def _way_on(verdict: Verdict) -> str:
+    """How blocks are added: to the same study, unless its end was part of the plan."""
+    if verdict.looks or verdict.out_of_budget:
+        what = "its last planned look" if verdict.looks else "its budget"
+        return f"a study ends with {what}, so they take a new one (--fork)"
+    return f"run the same command again with --set protocol.blocks={verdict.blocks_to_decide}"
 
 
 def _counted(verdict: Verdict) -> list[str]:

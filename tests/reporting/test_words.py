@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -239,6 +240,19 @@ def test_after_an_open_end_the_way_on_is_said():
         "About 28 blocks more would find a true difference of 1 points in 80 % of studies: run the same "
         "command again with --set protocol.blocks=34."
     )
+
+
+def test_a_study_whose_end_was_planned_takes_no_more_blocks():
+    v = verdict("no_evidence", blocks=6, rope_points=1.0, blocks_to_decide=34)
+    found = (
+        "About 28 blocks more would find a true difference of 1 points in 80 % of studies: a study "
+    )
+    planned = dataclasses.replace(v, looks=(4, 6), look=2)
+    assert notes(planned)[-1] == (
+        f"{found}ends with its last planned look, so they take a new one (--fork)."
+    )
+    spent = dataclasses.replace(v, out_of_budget=True)
+    assert notes(spent)[-1] == f"{found}ends with its budget, so they take a new one (--fork)."
 
 
 def test_where_blocks_do_not_help_it_is_said_what_would():
