@@ -51,7 +51,7 @@ def test_block_interval_and_p_agree_with_scipy(seed):
     assert sample.interval(0.1) == pytest.approx(tuple(theirs.confidence_interval(0.9)))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 6, 8, 10])
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 8, 10, 13])
 def test_sign_flip_agrees_with_scipy(size):
     d = np.random.default_rng(size).normal(0.4, 1, size)
     if size == 1:  # scipy needs two
@@ -71,8 +71,16 @@ def test_sign_flip_known_values():
     assert sign_flip_p(np.array([1.0, 1.0, 2.0, -2.0])) == 12 / 16
 
 
+def test_sign_flip_of_30_blocks_is_exact():
+    """Thirty 1s: only all plus and all minus reach 30. Fifteen 1s and a 15: a sum of 30 or of -30 alone."""
+    assert sign_flip_p(np.ones(30)) == 2 / 2**30
+    assert sign_flip_p(np.array([1.0] * 15 + [15.0])) == 2 / 2**16
+    # twenty-nine 1s and a -1 sum to 28: all but one sign right (30 ways) or all right, both sides
+    assert sign_flip_p(np.array([1.0] * 29 + [-1.0])) == 2 * 31 / 2**30
+
+
 def test_sign_flip_of_many_blocks_is_drawn_and_repeatable():
-    d = np.random.default_rng(0).normal(0.5, 1, 30)
+    d = np.random.default_rng(0).normal(0.5, 1, 40)
     assert sign_flip_p(d) == sign_flip_p(d)
     assert sign_flip_p(d, draws=20_000) == pytest.approx(Sample(differences=d).p(), abs=0.01)
 
