@@ -84,14 +84,26 @@ class Files:
 
 def decode(path: Path, image_size: int) -> np.ndarray:
     """uint8 [3, size, size]; raises DataError naming the file if it cannot be read to its end."""
+    return decode_rectangle(path, (3, image_size, image_size))
+
+
+def decode_rectangle(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """uint8 [C, H, W], grey where C is 1; raises DataError naming the file, as `decode` does.
+
+    Other than square shapes get the middle square squeezed.
+    """
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise DataError(f"{path}: an image file has 1 or 3 channels, {channels} are wanted")
     try:
         with Image.open(path) as opened:
-            image = opened.convert("RGB")
+            image = opened.convert("RGB" if channels == 3 else "L")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
         raise DataError(f"{path}: {error}") from error
-    if image.size != (image_size, image_size):
-        image = middle_square(image, image_size)
-    return np.asarray(image).transpose(2, 0, 1)
+    if image.size != (width, height):
+        image = middle_square(image, max(height, width)).resize((width, height))
+    array = np.asarray(image)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
 def middle_square(image: Image.Image, size: int) -> Image.Image:

@@ -7,6 +7,7 @@ is loaded and compared by the caller. MlflowClient only, but for `save_model`, w
 from __future__ import annotations
 
 import logging
+import os
 import re
 import tempfile
 import warnings
@@ -17,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import mlflow.artifacts
 import mlflow.pyfunc
 import mlflow.pytorch
@@ -104,32 +106,43 @@ def register(
     travel with it. `compare` gets what the loaded model computes and raises where that differs: the
     version is deleted again then. Raises ResourceError where the store does not take it.
     """
-    client = MlflowClient(tracking_uri=logged.uri, registry_uri=logged.uri)
-    made = None
     try:
-        with tempfile.TemporaryDirectory() as home, _quiet():
+        with _speaking_to(logged.uri) as client, tempfile.TemporaryDirectory() as home:
             folder = Path(home) / "model"
             _save(network, folder, pixels, classes=classes, extra=extra)
-            model = client.create_logged_model(
-                logged.experiment_id, name=re.sub(r"\W", "_", name), source_run_id=logged.run_id
-            )
-            client.log_model_artifacts(model.model_id, str(folder))
-        client.finalize_logged_model(model.model_id, "READY")
-        _ensure(client, name)
-        made = client.create_model_version(
-            name, f"{SCHEME}{model.model_id}", logged.run_id, tags=dict(tags),
-            description=note, model_id=model.model_id,
-        )  # fmt: skip
-        uri = f"{SCHEME}{name}/{made.version}"
-        with _quiet():
-            loaded = mlflow.pyfunc.load_model(str(fetch(uri, logged.uri)))
-        return uri, compare(loaded.predict)
+            made = _upload(client, logged, name, folder, tags=tags, note=note)
+            uri = f"{SCHEME}{name}/{made.version}"
+            try:
+                return uri, compare(
+                    mlflow.pyfunc.load_model(str(_download(uri, logged.uri))).predict
+                )
+            except Exception:
+                client.delete_model_version(name, made.version)
+                raise
     except MlflowException as error:
         raise unreachable(logged.uri, error) from error
-    except Exception:
-        if made is not None:
-            client.delete_model_version(name, made.version)
-        raise
+
+
+def _upload(
+    client: MlflowClient,
+    logged: Logged,
+    name: str,
+    folder: Path,
+    *,
+    tags: Mapping[str, str],
+    note: str,
+) -> Any:
+    """A new version of the registered model, from a model folder; it belongs to the retraining's run."""
+    model = client.create_logged_model(
+        logged.experiment_id, name=re.sub(r"\W", "_", name), source_run_id=logged.run_id
+    )
+    client.log_model_artifacts(model.model_id, str(folder))
+    client.finalize_logged_model(model.model_id, "READY")
+    _ensure(client, name)
+    return client.create_model_version(
+        name, f"{SCHEME}{model.model_id}", logged.run_id, tags=dict(tags), description=note,
+        model_id=model.model_id,
+    )  # fmt: skip
 
 
 def fetch(uri: str, tracking_uri: str) -> Path:
@@ -138,22 +151,28 @@ def fetch(uri: str, tracking_uri: str) -> Path:
     Raises UserError where there is no such model, ResourceError where the store does not answer.
     """
     try:
-        path = mlflow.artifacts.download_artifacts(
-            artifact_uri=uri, tracking_uri=tracking_uri, registry_uri=tracking_uri
-        )
+        with _speaking_to(tracking_uri):
+            return _download(uri, tracking_uri)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise UserError(f"no model {uri}: {error.message}") from None
         raise unreachable(tracking_uri, error) from error
-    return Path(path)
+
+
+def _download(uri: str, store: str) -> Path:
+    return Path(
+        mlflow.artifacts.download_artifacts(
+            artifact_uri=uri, tracking_uri=store, registry_uri=store
+        )
+    )
 
 
 def _save(
     network: Any, folder: Path, pixels: np.ndarray, *, classes: int, extra: Sequence[Path]
 ) -> None:
     """An MLflow model folder: program, signature, input example, `extra` files."""
-    inputs = Schema([TensorSpec(np.dtype("float32"), (-1, *pixels.shape[1:]), "pixels")])
-    outputs = Schema([TensorSpec(np.dtype("float32"), (-1, classes), "scores")])
+    inputs = Schema([TensorSpec(np.dtype("float32"), (-1, *pixels.shape[1:]))])
+    outputs = Schema([TensorSpec(np.dtype("float32"), (-1, classes))])
     mlflow.pytorch.save_model(
         network,
         str(folder),
@@ -178,9 +197,25 @@ def _quiet() -> Iterator[None]:
     """Without what MLflow and torch.export say about themselves."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def _speaking_to(uri: str) -> Iterator[MlflowClient]:
+    """A client of one store. A sqlite registry looks logged models up in MLflow's global store, whatever
+    its client was told: so that is set meanwhile, and nothing is said."""
+    tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    try:
+        with _quiet():
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_registry_uri(uri)
+            yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+    finally:
+        mlflow.set_tracking_uri(tracking)
+        mlflow.set_registry_uri(registry)
