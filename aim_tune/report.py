@@ -44,6 +44,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="page of several studies (side_by_side.html in the folder that holds the first one)",
     )
+    p.add_argument(
+        "--importance",
+        choices=("fANOVA", "PED-ANOVA"),
+        default="fANOVA",
+        help="how the report says which setting matters (fANOVA; it finds a choice that decides alone "
+        "more often)",
+    )
     options.add_fail_unless(p)
     return p
 
@@ -101,7 +108,8 @@ def _report(folder: Path, args: argparse.Namespace) -> Result:
     verdict = decided(study, history)
     paths = {"report": folder / "report.html", "verdict": folder / "verdict.json"}
     write_whole(paths["verdict"], json.dumps(document(verdict), indent=2) + "\n")
-    write_report(paths["report"], study, history, verdict, importances(study, history))
+    weights = importances(study, history, args.importance)
+    write_report(paths["report"], study, history, verdict, weights, args.importance)
     console = Console(highlight=False)
     show_summary(
         console, verdict, paths={what: str(path) for what, path in paths.items()}, commands={}

@@ -45,9 +45,11 @@ def write_report(
     history: History,
     verdict: Verdict,
     importances: Importances | None = None,
+    method: str = "fANOVA",
 ) -> Path:
-    """Write the report to `path`, whole or not at all, and return the path."""
-    text = report_html(study, history, verdict, importances)
+    """Write the report to `path`, whole or not at all, and return the path; `method` is how the
+    importances were found."""
+    text = report_html(study, history, verdict, importances, method)
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
@@ -55,10 +57,14 @@ def write_report(
 
 
 def report_html(
-    study: Study, history: History, verdict: Verdict, importances: Importances | None = None
+    study: Study,
+    history: History,
+    verdict: Verdict,
+    importances: Importances | None = None,
+    method: str = "fANOVA",
 ) -> str:
     """The page as text."""
-    drawn = pictures(study, history, verdict, importances)
+    drawn = pictures(study, history, verdict, importances, method)
     strip = [p for p in drawn if p.name == "verdict"]
     others = [p for p in drawn if p.name != "verdict"]
     parts = [

@@ -13,7 +13,11 @@ from aim_tune.stats.verdict import Verdict
 
 
 def pictures(
-    study: Study, history: History, verdict: Verdict, importances: Importances | None = None
+    study: Study,
+    history: History,
+    verdict: Verdict,
+    importances: Importances | None = None,
+    method: str = "fANOVA",
 ) -> list[Picture]:
     """All pictures that the history has data for."""
     drawn = [
@@ -25,7 +29,7 @@ def pictures(
         plots_cost.time_to_target(study, history),  # 6
         plots_cost.pareto(study, history, verdict),  # 7
         plots_explore.trade_offs(study, history, verdict),  # 7, of explore
-        plots.importance_bars(study, importances or {}),  # 8
+        plots.importance_bars(study, importances or {}, method),  # 8
         plots_detail.setting_slices(study, history, verdict),  # 9
         plots.learning_curves(study, history),  # 10
         plots_detail.early_ranks(study, history),  # 11

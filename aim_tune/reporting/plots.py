@@ -362,7 +362,8 @@ def importance_bars(
     return Picture(
         name="importance",
         title="Which setting matters?",
-        sentence=f"The most important setting is {', '.join(named)} ({method}; whiskers: one block left out).",
+        sentence=f"The most important setting is {', '.join(named)} ({method}; whiskers: one block left "
+        "out).",
         svg=drawn_svg(
             "importance", draw, height=1.2 + 0.3 * len(settings) * max(1.0, len(arms) / 2)
         ),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from aim_tune.protocol.importance import importances
+from aim_tune.protocol.importance import METHODS, importances
 from aim_tune.spec.values import derive_seed
 
 
@@ -74,3 +74,14 @@ def test_equal_scores_make_nothing_important(sim, history_of):
     study = sim.study_of(explore=0, blocks=5, twins=4)
     history = history_of(study, trainer=lambda r: dict.fromkeys(r.arms, 0.5))
     assert set(importances(study, history)["baseline"].values()) == {(0.0, 0.0, 0.0)}
+
+
+def test_ped_anova_finds_a_continuous_setting_that_decides_and_is_another_answer(sim, history_of):
+    study = sim.study_of(explore=0, blocks=10, twins=6)
+    history = history_of(study, trainer=by_lr)
+    assert set(METHODS) == {"fANOVA", "PED-ANOVA"}
+    found = importances(study, history, "PED-ANOVA")
+    for shares in found.values():
+        assert next(iter(shares)) == "lr"
+        assert sum(mean for mean, _, _ in shares.values()) == pytest.approx(1.0)
+    assert found != importances(study, history)
