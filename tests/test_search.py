@@ -1,4 +1,4 @@
-"""The verb `search`: from a study file to a verdict, refusals, resuming, exit codes, kills."""
+"""The verb `search`: from a study file to a verdict, refusals, resuming, exit codes. Kills: test_kills.py."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -346,155 +344,3 @@ def test_the_console_script_knows_its_verbs(capsys: pytest.CaptureFixture[str]) 
     assert "did you mean 'search'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         __main__.main(["search", "--help"])
-
-
-# ---- kills: a search in a process of its own, on Ray with two slots
-
-
-class Started:
-    """A search in its own process group, found again by a mark in the environment."""
-
-    def __init__(self, file: Path, out: Path, *flags: str, temporary: Path) -> None:
-        self.mark = f"AIM_TUNE_TEST_MARK={out.name}-{time.monotonic_ns()}"
-        name, _, value = self.mark.partition("=")
-        self.folder = out / "tiny"
-        self.temporary = temporary
-        command = [sys.executable, "-m", "aim_tune.search", str(file), "--out", str(out)]
-        self.process = subprocess.Popen(
-            [*command, "--tracking", "off", "--slots", "2", *flags],
-            env={**os.environ, name: value, "TMPDIR": str(temporary)},
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def wait_for(self, kind: str, count: int) -> None:
-        """Until the ledger has so many records of a kind."""
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            assert self.process.poll() is None, self.process.communicate()[0]
-            ledger = self.folder / "ledger.jsonl"
-            if ledger.is_file() and ledger.read_text().count(f'"event":"{kind}"') >= count:
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"no {count} {kind} within two minutes")
-
-    def left(self) -> list[str]:
-        """Command lines of processes that carry the mark."""
-        found = []
-        for place in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (place / "environ").read_bytes():
-                    found.append((place / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-            except OSError:
-                continue
-        return [command for command in found if command]
-
-    def gone_after(self, seconds: float) -> list[str]:
-        """What is left after so many seconds."""
-        until = time.monotonic() + seconds
-        while self.left() and time.monotonic() < until:
-            time.sleep(0.2)
-        return self.left()
-
-
-@pytest.fixture
-def temporary() -> Iterator[Path]:
-    """A folder for temporary files, with a name short enough for sockets."""
-    folder = Path(tempfile.mkdtemp(prefix="t"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def longer(file: Path) -> Path:
-    """The tiny study with trainings that last long enough to be killed."""
-    file.write_text(TEXT.replace("steps: 4", "steps: 80"))
-    return file
-
-
-@pytest.mark.kills
-def test_a_killed_driver_resumes_to_the_uninterrupted_result(
-    longer: Path, run: Any, tmp_path: Path, temporary: Path
-) -> None:
-    assert run() == 0  # in this process: the same bits as Ray gives
-    expected = outcome(history_of(tmp_path / "out" / "tiny"))
-
-    first = Started(longer, tmp_path / "killed", temporary=temporary)
-    first.wait_for("training_done", 7)
-    first.process.kill()
-    first.process.communicate()
-    finished = set(outcome(history_of(first.folder)))
-    assert 7 <= len(finished) < len(expected)
-    assert first.gone_after(120) == []  # the trainers go at once, Ray's agents take up to a minute
-
-    second = Started(longer, tmp_path / "killed", temporary=temporary)
-    said, _ = second.process.communicate(timeout=180)
-    assert second.process.returncode == 0, said
-    assert outcome(history_of(second.folder)) == expected
-    done = [(r["position"], r["arm"]) for r in events(second.folder, "training_done")]
-    assert len(done) == len(set(done))
-    begun = [(r["position"], r["arm"]) for r in events(second.folder, "training_started")]
-    assert all(begun.count(key) == 1 for key in finished)
-    assert second.gone_after(10) == []
-    assert list(temporary.glob("aim_*")) == []  # the killed one's folders are gone as well
-
-
-@pytest.mark.kills
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_search_within_ten_seconds_and_leaves_nothing(
-    signum: int, code: int, longer: Path, tmp_path: Path, temporary: Path
-) -> None:
-    started = Started(longer, tmp_path / "stopped", temporary=temporary)
-    started.wait_for("training_done", 3)
-    began = time.monotonic()
-    # a terminal sends Ctrl-C to the whole group, a system sends SIGTERM to the driver alone
-    (os.killpg if signum == signal.SIGINT else os.kill)(started.process.pid, signum)
-    said, _ = started.process.communicate(timeout=30)
-    assert time.monotonic() - began < 10
-    assert started.process.returncode == code, said
-    assert "the same command goes on from here" in said
-    assert "Traceback" not in said
-    assert started.gone_after(5) == []
-    assert list(temporary.glob("aim_*")) == []
-    assert [r["reason"] for r in events(started.folder, "interrupted")] == [
-        signal.Signals(signum).name
-    ]
-
-
-@pytest.mark.kills
-def test_a_killed_worker_is_replaced_and_nothing_is_lost(
-    longer: Path, run: Any, tmp_path: Path, temporary: Path
-) -> None:
-    assert run() == 0
-    expected = outcome(history_of(tmp_path / "out" / "tiny"))
-    started = Started(longer, tmp_path / "bereft", temporary=temporary)
-    started.wait_for("training_started", 2)
-    victim = events(started.folder, "training_started")[-1]
-    os.kill(victim["pid"], signal.SIGKILL)
-    said, _ = started.process.communicate(timeout=180)
-    assert started.process.returncode == 0, said
-    assert outcome(history_of(started.folder)) == expected
-    (lost,) = events(started.folder, "job_lost")
-    assert lost["position"] == victim["position"]
-
-
-@pytest.mark.kills
-def test_a_search_joins_a_running_cluster_and_leaves_it_running(
-    file: Path, tmp_path: Path, temporary: Path, no_ray: None
-) -> None:
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    try:
-        started = Started(
-            file, tmp_path / "joined", "--address", cluster.address, temporary=temporary
-        )
-        said, _ = started.process.communicate(timeout=180)
-        assert started.process.returncode == 0, said
-        assert started.gone_after(10) == []
-        assert cluster.head_node.all_processes  # the search did not end what it had not started
-        assert (tmp_path / "joined" / "tiny" / "verdict.json").is_file()
-    finally:
-        cluster.shutdown()

@@ -1,0 +1,276 @@
+"""A search in a process of its own, on Ray with two slots, killed or stopped at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aim_tune import search
+from aim_tune.ledger import History, read_history
+
+pytestmark = pytest.mark.kills
+
+TEXT = """
+name: tiny
+backbone: {name: resnet8, width: 4}
+data: {name: digits, image_size: 8, train_images: 40, val_images: 60}
+recipe: {steps: 80, batch_size: 8, evaluations: 2}
+shared: {lr: {log_uniform: [1.0e-3, 1.0e-1]}}
+addon: {name: memory, memory_shape: {choice: [[2, 2, 8], [1, 1, 8]]}, update_width: 4}
+protocol: {explore: {trials: 2, lag: 1}, blocks: 2, twins: 2, confirm: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kills") / "tiny.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(file: Path) -> dict[Any, Any]:
+    """The study without interruption, in this process: the same bits as Ray gives."""
+    out = file.parent / "whole"
+    flags = ["--out", str(out), "--engine", "in_process", "--tracking", "off", "--quiet"]
+    assert search.main([str(file), *flags]) == 0
+    return outcome(history_of(out / "tiny"))
+
+
+def history_of(folder: Path) -> History:
+    return read_history(folder / "ledger.jsonl")
+
+
+def outcome(history: History) -> dict[Any, Any]:
+    return {
+        key: (t.point.to_dict(), t.score, t.test_accuracy, t.result.weights_sha256)
+        for key, t in history.trainings.items()
+        if t.result
+    }
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (folder / "ledger.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [r for r in records if r["event"] == kind]
+
+
+class Started:
+    """A search in its own process group, found again by a mark in the environment."""
+
+    def __init__(
+        self, file: Path, out: Path, *flags: str, temporary: Path, terminal: int | None = None
+    ) -> None:
+        self.mark = f"AIM_TUNE_TEST_MARK={out.name}-{time.monotonic_ns()}"
+        name, _, value = self.mark.partition("=")
+        self.folder = out / "tiny"
+        command = [sys.executable, "-m", "aim_tune.search", str(file), "--out", str(out)]
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        if terminal is not None:
+            command = [sys.executable, "-c", TERMINAL, *command[2:]]
+            streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+        self.process = subprocess.Popen(
+            [*command, "--tracking", "off", "--slots", "2", *flags],
+            env={**os.environ, name: value, "TMPDIR": str(temporary)},
+            start_new_session=True,
+            text=True,
+            **streams,
+        )
+
+    def wait_for(self, kind: str, count: int) -> None:
+        """Until the ledger has so many records of a kind."""
+        until = time.monotonic() + 240
+        while time.monotonic() < until:
+            assert self.process.poll() is None, self.process.communicate()[0]
+            ledger = self.folder / "ledger.jsonl"
+            if ledger.is_file() and ledger.read_text().count(f'"event":"{kind}"') >= count:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"no {count} {kind} within four minutes")
+
+    def left(self) -> list[str]:
+        """Command lines of processes that carry the mark."""
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (place / "environ").read_bytes():
+                    found.append((place / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue
+        return [command for command in found if command]
+
+    def gone_after(self, seconds: float) -> list[str]:
+        """What is left after so many seconds."""
+        until = time.monotonic() + seconds
+        while self.left() and time.monotonic() < until:
+            time.sleep(0.2)
+        return self.left()
+
+
+TERMINAL = (
+    "import fcntl, runpy, sys, termios;"
+    "fcntl.ioctl(0, termios.TIOCSCTTY, 0);"  # the terminal is this session's now
+    "sys.argv = sys.argv[1:]; runpy.run_module('aim_tune.search', run_name='__main__')"
+)
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files, with a name short enough for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="t"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def finish(file: Path, out: Path, temporary: Path, expected: dict[Any, Any]) -> Started:
+    """The same command again, to its end: the uninterrupted result, and nothing was done twice."""
+    again = Started(file, out, temporary=temporary)
+    said, _ = again.process.communicate(timeout=300)
+    assert again.process.returncode == 0, said
+    assert outcome(history_of(again.folder)) == expected
+    done = [(r["position"], r["arm"]) for r in events(again.folder, "training_done")]
+    assert len(done) == len(set(done))
+    assert again.gone_after(10) == []
+    assert list(temporary.glob("aim_*")) == []  # those of killed ones are gone as well
+    return again
+
+
+def test_a_killed_driver_resumes_to_the_uninterrupted_result(
+    file: Path, tmp_path: Path, temporary: Path, expected: dict[Any, Any]
+) -> None:
+    first = Started(file, tmp_path / "killed", temporary=temporary)
+    first.wait_for("training_done", 7)
+    first.process.kill()
+    first.process.communicate()
+    finished = set(outcome(history_of(first.folder)))
+    assert 7 <= len(finished) < len(expected)
+    assert first.gone_after(120) == []  # the trainers go at once, Ray's agents take a few seconds
+    second = finish(file, tmp_path / "killed", temporary, expected)
+    begun = [(r["position"], r["arm"]) for r in events(second.folder, "training_started")]
+    assert all(begun.count(key) == 1 for key in finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_driver_that_is_killed_again_while_it_resumes_loses_nothing(
+    seed: int, file: Path, tmp_path: Path, temporary: Path, expected: dict[Any, Any]
+) -> None:
+    chance = random.Random(seed)
+    first = Started(file, tmp_path / "killed", temporary=temporary)
+    first.wait_for("training_done", 3)
+    first.process.kill()
+    first.process.communicate()
+    second = Started(file, tmp_path / "killed", temporary=temporary)
+    if seed:  # at any moment of its start, or soon after the ledger says that it goes on
+        second.wait_for("resumed", 1)
+    time.sleep(chance.random() * 4)
+    second.process.kill()
+    second.process.communicate()
+    finish(file, tmp_path / "killed", temporary, expected)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_search_within_ten_seconds_leaves_nothing_and_the_command_finishes_it(
+    signum: int, code: int, file: Path, tmp_path: Path, temporary: Path, expected: dict[Any, Any]
+) -> None:
+    started = Started(file, tmp_path / "stopped", temporary=temporary)
+    started.wait_for("training_done", 3)
+    began = time.monotonic()
+    # a terminal sends Ctrl-C to the whole group, a system sends SIGTERM to the driver alone
+    (os.killpg if signum == signal.SIGINT else os.kill)(started.process.pid, signum)
+    said, _ = started.process.communicate(timeout=30)
+    assert time.monotonic() - began < 10
+    assert started.process.returncode == code, said
+    assert "the same command goes on from here" in said
+    assert "Traceback" not in said
+    assert started.gone_after(5) == []
+    assert list(temporary.glob("aim_*")) == []
+    assert [r["reason"] for r in events(started.folder, "interrupted")] == [
+        signal.Signals(signum).name
+    ]
+    finish(file, tmp_path / "stopped", temporary, expected)
+
+
+@pytest.mark.parametrize("after_s", [0.5, 3.0, 5.0])
+def test_a_signal_while_the_search_starts_ends_it_as_later(
+    after_s: float, file: Path, tmp_path: Path, temporary: Path
+) -> None:
+    """While libraries are loaded, while Ray starts, and shortly after."""
+    started = Started(file, tmp_path / "early", temporary=temporary)
+    time.sleep(after_s)
+    began = time.monotonic()
+    started.process.terminate()
+    said, _ = started.process.communicate(timeout=30)
+    assert time.monotonic() - began < 10
+    assert started.process.returncode == 143, said
+    assert "Traceback" not in said
+    assert started.gone_after(5) == []
+    assert list(temporary.glob("aim_*")) == []
+
+
+def test_a_closed_terminal_ends_the_search_and_leaves_nothing(
+    file: Path, tmp_path: Path, temporary: Path
+) -> None:
+    screen, terminal = os.openpty()
+    started = Started(file, tmp_path / "closed", temporary=temporary, terminal=terminal)
+    os.close(terminal)
+    os.set_blocking(screen, False)
+    reading = True
+    until = time.monotonic() + 240
+    while reading and time.monotonic() < until:  # a terminal nobody reads would stop the search
+        try:
+            os.read(screen, 65536)
+        except BlockingIOError:
+            time.sleep(0.05)
+        ledger = started.folder / "ledger.jsonl"
+        reading = not ledger.is_file() or ledger.read_text().count('"event":"training_done"') < 3
+    os.close(screen)  # the kernel tells the whole session
+    assert started.process.wait(timeout=30) == 129
+    assert started.gone_after(5) == []
+    assert list(temporary.glob("aim_*")) == []
+    assert [r["reason"] for r in events(started.folder, "interrupted")] == ["SIGHUP"]
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(
+    file: Path, tmp_path: Path, temporary: Path, expected: dict[Any, Any]
+) -> None:
+    started = Started(file, tmp_path / "bereft", temporary=temporary)
+    started.wait_for("training_started", 2)
+    victim = events(started.folder, "training_started")[-1]
+    os.kill(victim["pid"], signal.SIGKILL)
+    said, _ = started.process.communicate(timeout=300)
+    assert started.process.returncode == 0, said
+    assert outcome(history_of(started.folder)) == expected
+    (lost,) = events(started.folder, "job_lost")
+    assert lost["position"] == victim["position"]
+
+
+def test_a_search_joins_a_running_cluster_and_leaves_it_running(
+    file: Path, tmp_path: Path, temporary: Path, no_ray: None
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        started = Started(
+            file, tmp_path / "joined", "--address", cluster.address, temporary=temporary
+        )
+        said, _ = started.process.communicate(timeout=300)
+        assert started.process.returncode == 0, said
+        assert started.gone_after(10) == []
+        assert cluster.head_node.all_processes  # the search did not end what it had not started
+        assert (tmp_path / "joined" / "tiny" / "verdict.json").is_file()
+    finally:
+        cluster.shutdown()
