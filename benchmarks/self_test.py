@@ -258,6 +258,29 @@ def line(name: str, figures: Mapping[str, Any]) -> str:
     return f"{text} ({figures['seconds']:.0f} s)"
 
 
+def tables(found: Mapping[str, Any]) -> str:
+    """The nulls, then the other cases, in Markdown: what docs/evidence.md shows."""
+
+    def shown(share: Mapping[str, float]) -> str:
+        return f"{share['share']:.1%} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+
+    lines = ["| no true effect | n | better | worse | false |", "| --- | --- | --- | --- | --- |"]
+    for figures in (f for f in found.values() if "wrong" in f):
+        better, worse = figures["better"]["share"], figures["worse"]["share"]
+        lines.append(
+            f"| {figures['about']} | {figures['studies']:,} | {better:.1%} | {worse:.1%} | "
+            f"{shown(figures['wrong'])} |"
+        )
+    lines += ["", "| other | n | better | planned | blocks |", "| --- | --- | --- | --- | --- |"]
+    for figures in (f for f in found.values() if "wrong" not in f):
+        planned = f"{figures['planned_power']:.1%}" if "planned_power" in figures else ""
+        lines.append(
+            f"| {figures['about']} | {figures['studies']:,} | {shown(figures['better'])} | {planned} | "
+            f"{figures['mean_blocks']:.1f} |"
+        )
+    return "\n".join(lines).replace("%", " %").replace("  %", " %")
+
+
 def failures(found: Mapping[str, Any]) -> list[str]:
     """What was promised and is not so."""
     texts = [
@@ -287,12 +310,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of the first study")
     parser.add_argument("--json", metavar="FILE", help="write the figures there (- for the screen)")
+    parser.add_argument("--table", action="store_true", help="print them in Markdown as well")
     args = parser.parse_args(arguments)
     names = args.only or list(CASES)
     found = run(names, args.studies, processes=args.processes, seed=args.seed)
     if args.json:
         text = json.dumps(found, indent=1)
         sys.stdout.write(f"{text}\n") if args.json == "-" else Path(args.json).write_text(text)
+    if args.table:
+        print(tables(found))
     failed = failures(found)
     for text in failed:
         print(f"FAILED: {text}")

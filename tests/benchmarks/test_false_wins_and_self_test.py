@@ -159,6 +159,16 @@ def test_a_planted_point_is_found_and_the_cut_off_baseline_is_warned_of(proof):
     assert sum(proof.figures_of("cut_off", seed)["edges"] > 0 for seed in range(10)) >= 8
 
 
+def test_the_figures_are_printed_as_the_documentation_shows_them(proof, capsys):
+    rows = [
+        proof.figures_of("quick", 0) | {"verdict": v} for v in ["better"] + ["no_evidence"] * 19
+    ]
+    found = {"quick": proof.summary("quick", rows)}
+    assert "| identical arms, quick plan | 20 | 5.0 % | 0.0 % | 5.0 % [0.9, 23.6] |" in (
+        proof.tables(found)
+    )
+
+
 def test_broken_promises_are_named_and_end_in_exit_code_1(proof, capsys, monkeypatch):
     loud = replace(proof.CASES["quick"], effects={"aim": 3.0})  # called a null, but it is none
     monkeypatch.setitem(proof.CASES, "quick", loud)
