@@ -155,18 +155,18 @@ class Machine:
 
     def _open_later(self) -> Gate | None:
         """The same for the arms that wait, once all blocks are done; then the re-runs."""
-        if not self._waiting:
-            if not self._outstanding and not self._rerun:
-                self._rerun = True
-                self._queue(rerun_stage(self.study, self._pool.points(self.study), self._end))
-            return None
-        gate = Gate(name=f"attribution/{self._end}", blocks=self._end)
-        if gate.name not in self._answers:
-            return gate
-        if not self._answers[gate.name]:
+        if self._waiting:
+            gate = Gate(name=f"attribution/{self._end}", blocks=self._end)
+            if gate.name not in self._answers:
+                return gate
+            if self._answers[gate.name]:
+                if self._measured(self.study.later_arms):
+                    self._queue(later_stage(self.study, self._waiting.pop(0)))
+                return None
             self._waiting.clear()
-        elif self._measured(self.study.later_arms):
-            self._queue(later_stage(self.study, self._waiting.pop(0)))
+        if not self._outstanding and not self._rerun:
+            self._rerun = True
+            self._queue(rerun_stage(self.study, self._pool.points(self.study), self._end))
         return None
 
     def _measured(self, arms: Sequence[str]) -> bool:

@@ -331,3 +331,39 @@ def test_a_study_with_planned_looks_cannot_grow(lab: Any, tmp_path: Any) -> None
     grown = replace(study, protocol=replace(study.protocol, blocks=12, looks=(4, 8, 12)))
     with pytest.raises(ResumeError, match=r"protocol\.looks: \[4, 8\] then, \[4, 8, 12\] now"):
         check_same(history, grown, info, folder=tmp_path)
+
+
+# -- all together --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("effect", [0.0, 5.0])
+def test_all_of_it_together_resumed_anywhere_ends_alike(lab: Any, effect: float) -> None:
+    study = matched(lab, "frozen", "time_matched")
+    protocol = replace(
+        study.protocol, blocks=6, looks=(4, 6), attribution="after_better", search_fraction=0.5,
+        export_seeds=2, budget_gpu_hours=100.0,
+    )  # fmt: skip
+    study, body = replace(study, protocol=protocol), world({"aim": effect})
+    whole = run(study, body, lab)
+    assert study_status(study, whole.history) == "complete"
+    assert ("frozen" in trained(whole.history)) == (effect > 0)
+    rng = np.random.default_rng(1)
+    for cut in rng.integers(2, len(whole.records), 6):
+        partial = replayed(whole.records[:cut])
+        again = run(study, body, lab, partial)
+        assert lab.outcome(again.history) == lab.outcome(whole.history)
+        assert again.history.gates.keys() == whole.history.gates.keys()
+        assert decide(study, again.history).to_dict() == decide(study, whole.history).to_dict()
+    unfinished = replayed(whole.records[: len(whole.records) - 2])
+    assert study_status(study, unfinished) == "unfinished"
+
+
+def test_growing_a_study_asks_again_whether_the_arms_that_wait_are_called(lab: Any) -> None:
+    body = world({"aim": 5.0})
+    small, grown = (asks(lab, blocks=n, attribution="after_better") for n in (3, 8))
+    history = run(small, world({"aim": 0.0}), lab).history
+    assert history.gates["attribution/3"]["open"] is False
+    history.apply({"event": "extended", "blocks": 8})
+    after = run(grown, body, lab, history).history
+    assert set(after.gates) == {"attribution/3", "attribution/8"}
+    assert study_status(grown, after) == "complete"
