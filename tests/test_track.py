@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from aim_tune import track
@@ -31,14 +33,35 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def runs_of(folder: Path) -> dict[str, dict[str, float]]:
-    """Key -> metrics, of the runs that are not in the waste bin; fails where a key stands twice."""
+def runs_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Key -> all a run holds, of the runs that are not in the waste bin; fails where a key stands twice."""
     client = MlflowClient(tracking_uri=f"sqlite:///{folder.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("aim_tune/example")
     runs = client.search_runs([experiment.experiment_id])
-    found = {r.data.tags["aim_tune.key"]: dict(r.data.metrics) for r in runs}
+    found = {r.data.tags["aim_tune.key"]: _all_of(client, r) for r in runs}
     assert len(found) == len(runs)
     return found
+
+
+def _all_of(client: MlflowClient, run: Run) -> dict[str, Any]:
+    """What does not depend on when it was written: the verdict run is always the newest."""
+    run_id, verdict = run.info.run_id, run.data.tags["aim.phase"] == "verdict"
+    history = {
+        metric: [
+            (m.step, m.value, None if verdict else m.timestamp)
+            for m in client.get_metric_history(run_id, metric)
+        ]
+        for metric in run.data.metrics
+    }
+    times = None if verdict else (run.info.start_time, run.info.end_time)
+    tags = {k: v.replace(run_id, "ID") for k, v in run.data.tags.items()}
+    inputs = [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs]
+    files = sorted(file.path for file in client.list_artifacts(run_id))
+    about = (run.info.run_name, run.info.status, times)
+    return {
+        "about": about, "metrics": history, "params": dict(run.data.params), "tags": tags,
+        "data": inputs, "files": files,
+    }  # fmt: skip
 
 
 def test_filled_rebuilt_and_filled_again_it_holds_the_same_runs_once(results, capsys):
@@ -47,6 +70,10 @@ def test_filled_rebuilt_and_filled_again_it_holds_the_same_runs_once(results, ca
     assert "holds every training of the ledger" in out
     assert "viewStateShareKey=aim_verdict" in out
     first = runs_of(results)
+    one = first[next(key for key in first if key.endswith("block/0/twin/0/aim"))]
+    assert len(one["metrics"]["val/accuracy"]) == 10
+    assert one["params"]
+    assert one["data"] == [("digits", "fedcba9876543210")]
     assert len(first) == 9  # 2 x (1 + 1) x 2 trainings, and the verdict
     assert track.main([str(results), "--rebuild"]) == 0
     assert "9 runs are in MLflow's waste bin." in capsys.readouterr().out

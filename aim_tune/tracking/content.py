@@ -40,7 +40,7 @@ PHASES = {
     "end": "memory/after training",
     **{f"written/{i}": f"memory/written for image {i + 1}" for i in range(IMAGES)},
 }
-"""Name of a picture of the memory -> its key; side by side in one chart, hence all at step 0."""
+"""Name of a picture of the memory -> its key. At step 0, where a saved view opens."""
 
 _STATUS = {
     "running": "RUNNING",

@@ -43,9 +43,9 @@ def verdict_note(verdict: Mapping[str, Any], sentence: str, *, pictured: bool = 
     """Markdown: the sentence, the picture if the run has one, a table of the arms, one of the comparisons.
 
     >>> print(verdict_note({"verdict": "not_asked"}, "No comparison was asked."))
-    **No comparison was asked.**
+    No comparison was asked.
     """
-    parts = [f"**{sentence}**", *([picture_of(RUN_ID)] if pictured else [])]
+    parts = [sentence, *([picture_of(RUN_ID)] if pictured else [])]
     if arms := verdict.get("arms"):
         parts.append(_table(_ARM_HEAD, [_arm_row(a, s) for a, s in arms.items()]))
     if comparisons := verdict.get("comparisons"):

@@ -38,6 +38,10 @@ METRICS = (
 )  # fmt: skip
 """Every metric `content` logs. MLflow adds a chart for each one that a view does not mention."""
 
+_BEFORE, _AFTER, *_WRITTEN = PHASES.values()
+MEMORY = (_BEFORE, _AFTER, BY_STEP, *_WRITTEN)
+"""Every picture `content` logs, in the order of the view."""
+
 Chart = dict[str, Any]
 
 
@@ -59,6 +63,8 @@ class View:
     """A chart above the others that needs the whole width."""
     group_by: tuple[str, ...] = ()
     """Tags whose equal values are drawn as one, averaged."""
+    a_row: int = 2
+    """Charts side by side."""
     order_by: str = "attributes.start_time"
     """Largest first; MLflow draws the first 100 runs."""
 
@@ -216,14 +222,13 @@ def _cost(study: Study) -> View:
 
 def _memory() -> View:
     """Pictures exist of the add-on's first confirm run."""
-    phases = [*PHASES.values()]
     return View(
         key="aim_memory",
         name="Memory images",
         filter=f"{_is('aim.phase', 'confirm')} AND tags.`mlflow.loggedImages` = 'True'",
         columns=("tags.`aim.pair`", *_metrics("val/best", "test/accuracy")),
-        wide=_images(*phases),
-        charts=(_images(BY_STEP),),
+        charts=tuple(_image(key) for key in MEMORY),
+        a_row=3,
     )
 
 
@@ -258,9 +263,9 @@ def _scatter(kind: Literal["METRIC", "PARAM"], x: str, y: str) -> Chart:
     return {"type": "SCATTER", **axes}
 
 
-def _images(*keys: str) -> Chart:
-    """One key: a slider over its steps. Several: a table, one row each, of their pictures at step 0."""
-    return {"type": "IMAGE", "imageKeys": list(keys), "step": 0, "showRunParams": False}
+def _image(key: str) -> Chart:
+    """A picture, with a slider where it was taken at several steps."""
+    return {"type": "IMAGE", "imageKeys": [key], "step": 0, "showRunParams": False}
 
 
 def _parallel(params: Sequence[str], metrics: Sequence[str]) -> Chart:
@@ -300,12 +305,12 @@ def _state(view: View) -> dict[str, Any]:
 
 
 def _sections(view: View) -> list[dict[str, Any]]:
-    """A full-width one where the view has a wide chart, then two charts a row."""
+    """A full-width one where the view has a wide chart, then the others side by side."""
     wide = [(f"{view.key}_wide", f"{view.name}, all at once", 1)] if view.wide else []
     kept = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
     return [
         {"uuid": uuid, "name": name, "columns": columns, **kept}
-        for uuid, name, columns in (*wide, (view.key, view.name, 2))
+        for uuid, name, columns in (*wide, (view.key, view.name, view.a_row))
     ]
 
 
@@ -315,7 +320,7 @@ def _cards(view: View) -> list[Chart]:
     shown = {chart.get("metricKey") for chart in view.charts}
     alone = {chart["imageKeys"][0] for chart in view.charts if chart["type"] == "IMAGE"}
     rest = [{**_bar(metric), "deleted": True} for metric in METRICS if metric not in shown]
-    rest += [{**_images(k), "deleted": True} for k in (BY_STEP, *PHASES.values()) if k not in alone]
+    rest += [{**_image(k), "deleted": True} for k in MEMORY if k not in alone]
     wide = [{**view.wide, "metricSectionId": f"{view.key}_wide"}] if view.wide else []
     base = {
         "metricSectionId": view.key, "isGenerated": False, "deleted": False,

@@ -146,7 +146,7 @@ def test_the_note_says_the_sentence_and_shows_both_tables():
         ),
     ).to_dict()
     note = verdict_note(verdict, "What was found.")
-    assert note.startswith("**What was found.**\n\n| arm | test accuracy |")
+    assert note.startswith("What was found.\n\n| arm | test accuracy |")
     assert "\n| baseline&emsp; | " in note
     assert "\n| aim - baseline&emsp; | " in note
     assert " of 3&emsp; |" in note
@@ -156,3 +156,31 @@ def test_the_note_says_the_sentence_and_shows_both_tables():
 def test_a_study_has_a_description_before_it_has_a_verdict(study):
     assert "Does it help to add aim and frozen to resnet8 on digits?" in experiment_note(study)
     assert experiment_note(study, "Better.").startswith("Better.\n")
+
+
+def test_the_study_s_cost_stands_on_the_verdict_run(study, history):
+    found = metrics(verdict_content(study, history, {"verdict": "no_evidence"}, "Nothing seen."))
+    assert found["cost/trainings"] == 18
+    assert found["cost/training_hours"] == pytest.approx(18 * 2 / 3600)
+    assert "cost/gpu_hours" not in found
+    training = history.trainings["block/0/twin/0", "aim"]
+    training.result = replace(training.result, device="cuda: NVIDIA H200", seconds=3600.0)
+    found = metrics(verdict_content(study, history, {"verdict": "no_evidence"}, "Nothing seen."))
+    assert found["cost/gpu_hours"] == 1.0
+
+
+def test_what_a_training_took_has_the_names_of_mlflow_s_system_metrics(study, history):
+    training = history.trainings["block/0/twin/0", "aim"]
+    training.result = replace(training.result, cpu_percent=97.0, rss_mib=640.0, peak_mib=None)
+    found = metrics(training_content(study, history, training))
+    assert {k: v for k, v in found.items() if k.startswith("system/")} == {
+        "system/cpu_utilization_percentage": 97.0, "system/process_memory_mebibytes": 640.0,
+    }  # fmt: skip
+
+
+def test_the_note_shows_the_picture_of_its_own_run():
+    note = verdict_note({"verdict": "no_evidence"}, "Nothing seen.", pictured=True)
+    assert note.splitlines()[2] == (
+        "![The verdict](get-artifact?path=verdict.png&run_uuid=RUN_ID_OF_THE_VERDICT)"
+    )
+    assert "![" not in verdict_note({"verdict": "no_evidence"}, "Nothing seen.")

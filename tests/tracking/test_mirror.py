@@ -167,7 +167,7 @@ def test_the_verdict_run_is_listed_first_with_note_and_artifacts(folder, study, 
     client, runs = all_runs(folder)
     first = runs[0]
     assert first.info.run_name == "verdict: no evidence"
-    assert first.data.tags["mlflow.note.content"].startswith("**Nothing was seen.**")
+    assert first.data.tags["mlflow.note.content"].startswith("Nothing was seen.")
     assert first.data.metrics["delta/ci95_low_points"] == -1.0
     assert {a.path for a in client.list_artifacts(first.info.run_id)} == {
         "verdict.json",
