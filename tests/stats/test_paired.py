@@ -12,6 +12,7 @@ from aim_tune.stats.paired import (
     anytime_in_errors,
     anytime_p,
     block_variance,
+    crossed_parts,
     crossed_variance,
     detectable_in_errors,
     holm,
@@ -83,6 +84,28 @@ def test_sign_flip_of_many_blocks_is_drawn_and_repeatable():
     d = np.random.default_rng(0).normal(0.5, 1, 40)
     assert sign_flip_p(d) == sign_flip_p(d)
     assert sign_flip_p(d, draws=20_000) == pytest.approx(Sample(differences=d).p(), abs=0.01)
+
+
+@pytest.mark.parametrize("df", [1, 5, 9, 19])
+def test_what_can_be_detected_agrees_with_scipy(df):
+    """The noncentral t at the effect that was found puts 80 % beyond the quantile of the central one."""
+    effect, quantile = detectable_in_errors(df), t_quantile(df, 0.05)
+    assert quantile == pytest.approx(stats.t.ppf(0.975, df))
+    assert stats.nct(df, effect).sf(quantile) == pytest.approx(0.80)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_crossed_parts_are_the_mean_squares_of_a_two_way_table(seed):
+    """E = mean square of the residual: s_cell^2 / (n B). Rows and columns: their own variances over B, n,
+    which scipy gives as standard errors of the means, squared."""
+    c = cells(5, 40, seed, (1.0, 2.0, 3.0))
+    of_blocks, of_examples, of_cells = crossed_parts(c)
+    assert of_blocks == pytest.approx(stats.sem(c.mean(axis=1)) ** 2)
+    assert of_examples == pytest.approx(stats.sem(c.mean(axis=0)) ** 2)
+    total = ((c - c.mean()) ** 2).sum()
+    rows = 40 * ((c.mean(axis=1) - c.mean()) ** 2).sum()
+    columns = 5 * ((c.mean(axis=0) - c.mean()) ** 2).sum()
+    assert of_cells == pytest.approx((total - rows - columns) / (4 * 39) / 200)
 
 
 def test_crossed_variance_by_hand():
