@@ -7,6 +7,7 @@ imported before the arguments are parsed.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,13 @@ def parser() -> argparse.ArgumentParser:
         help="with --dry-run: the chance to find this difference, and the blocks it takes",
     )
     p.add_argument(
+        "--status",
+        type=Path,
+        metavar="FOLDER",
+        help="print how the study in results/NAME stands, also while it runs elsewhere, and change nothing",
+    )
+    p.add_argument("--json", action="store_true", help="with --status: as JSON")
+    p.add_argument(
         "--fork",
         action="store_true",
         help="start a new study, NAME-2, where OUT/NAME holds another one",
@@ -85,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from aim_tune.engine.stop import Interrupted, Stop
 
     try:
+        if args.status is not None:
+            return _status(args.status, as_json=args.json)
         with Stop() as stop:
             return _search(args, stop)
     except UserError as error:
@@ -121,6 +131,19 @@ def _search(args: argparse.Namespace, stop: Stop) -> int:
     outcome = run_study(study, catalog, how, console=console, stop=stop)
     _show(outcome, console)
     return _exit_code(outcome, args.fail_unless)
+
+
+def _status(folder: Path, *, as_json: bool) -> int:
+    from aim_tune.ledger import holder
+    from aim_tune.protocol.best import study_status
+    from aim_tune.report import read_results
+    from aim_tune.reporting.status import status_of, words
+
+    study, history = read_results(folder)
+    finished = study_status(study, history) != "unfinished"
+    status = status_of(study, history, holder(folder / "ledger.jsonl"), finished=finished)
+    print(json.dumps(status.to_dict(), indent=2) if as_json else words(status))
+    return EXIT_DONE
 
 
 def _show(outcome: Outcome, console: Console) -> None:

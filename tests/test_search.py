@@ -344,3 +344,30 @@ def test_the_console_script_knows_its_verbs(capsys: pytest.CaptureFixture[str]) 
     assert "did you mean 'search'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         __main__.main(["search", "--help"])
+
+
+def test_the_status_of_a_study_is_read_without_touching_it(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = finished / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    started = [n for n, line in enumerate(lines) if '"event":"training_started"' in line]
+    ledger.write_text("".join(lines[: started[10] + 1]))  # in mid-search: one training runs
+    before = ledger.read_bytes()
+    with Ledger(ledger):
+        assert search.main(["--status", str(finished), "--json"]) == 0
+        status = json.loads(capsys.readouterr().out)
+        assert status["state"] == "running"
+        assert status["driver"].startswith(f"pid {os.getpid()} on host")
+        assert [r["attempt"] for r in status["running"]] == [1]
+        assert (status["trainings_done"], status["trainings"]) == (10, 24)
+        assert (status["blocks_done"], status["blocks"]) == (0, 2)
+        assert status["seconds_left"] > 0
+        assert set(status["best"]) == {"baseline", "aim", "frozen"}
+        assert search.main(["--status", str(finished)]) == 0
+        assert "10 of 24 trainings, 0 of 2 blocks, about" in capsys.readouterr().out
+    assert search.main(["--status", str(finished)]) == 0
+    assert "tiny: stopped, last event" in capsys.readouterr().out  # nobody is at work any more
+    assert ledger.read_bytes() == before
+    assert search.main(["--status", str(finished.parent / "nothing")]) == 2
+    assert "no ledger at" in capsys.readouterr().err

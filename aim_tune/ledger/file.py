@@ -207,6 +207,27 @@ def _lock(path: Path) -> BinaryIO:
     return file
 
 
+def holder(path: Path | str) -> str:
+    """Who writes the ledger at `path` now, such as "pid 4711 on host laptop"; "": nobody.
+
+    Takes no lock: a search that starts meanwhile is not refused. On another machine, or where the system
+    does not list its locks, the name that was written last is believed.
+    """
+    lock = Path(path).with_suffix(".lock")
+    try:
+        text, found = lock.read_text(errors="replace").strip(), lock.stat()
+    except OSError:
+        return ""
+    if not text.endswith(f" on host {socket.gethostname()}"):
+        return text
+    try:
+        locks = Path("/proc/locks").read_text()
+    except OSError:
+        return text
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino} "
+    return text if place in locks else ""
+
+
 def _unusable(path: Path, error: OSError) -> ResourceError:
     return ResourceError(
         f"cannot write to and lock {path}: {error}. Choose a folder on a local disk with --out."

@@ -33,6 +33,8 @@ class History:
     """Whether the last run was stopped by the user and has not been resumed."""
     verdict: dict[str, Any] | None = None
     events: int = 0
+    last_time: float | None = None
+    """When the last record was written, seconds since 1970."""
     dropped_bytes: int = 0
     """Length of an incomplete last line that was left out when reading."""
     _repeats: dict[str, list[str]] = field(default_factory=dict, repr=False)
@@ -41,6 +43,7 @@ class History:
     def apply(self, record: Mapping[str, Any]) -> None:
         """Take one more record into account. Unknown events (of a later version) are only counted."""
         self.events += 1
+        self.last_time = record.get("time", self.last_time)
         handler: Callable[[Mapping[str, Any]], None] | None
         handler = getattr(self, f"_on_{record['event']}", None)
         if handler is not None:
@@ -106,6 +109,7 @@ class History:
             return
         training.status = "running"
         training.attempts = record["attempt"]
+        training.begun, training.node = record.get("time"), record.get("node") or ""
         if training.started is None:
             training.started = record.get("time")
 

@@ -144,6 +144,10 @@ class Training:
     correct: str | None = None
     """Confirm pairs: one bit per sealed test example, see `unpack_bits`."""
     started: float | None = None
+    begun: float | None = None
+    """When the latest attempt began; `started` is the first."""
+    node: str = ""
+    """Where it runs or ran last."""
     finished: float | None = None
 
     @property

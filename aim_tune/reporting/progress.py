@@ -79,7 +79,7 @@ class Tally:
                 if record.get("reused_from"):
                     self._reuse(record)
             case "training_started":
-                self.stage = self._stage(record["position"])
+                self.stage = self.stage_of(record["position"])
             case "training_done":
                 if (record["position"], record["arm"]) not in self.finished:
                     self.here += 1
@@ -101,7 +101,8 @@ class Tally:
         if score is not None:
             self.best[arm] = max(score, self.best.get(arm, 0.0))
 
-    def _stage(self, position: str) -> str:
+    def stage_of(self, position: str) -> str:
+        """The stage of a position, for people."""
         parts = position.split("/")
         if parts[0] not in ("block", "after"):
             return {"match": "measuring step times"}.get(parts[0], parts[0])
