@@ -68,7 +68,8 @@ def show_plan(
         )
         lines["effect"] = f"{found}; 80 % {_takes(plan)}"
     slots = slots or max(1, len(os.sched_getaffinity(0)) // study.resources.cpu)
-    seconds = sum(c.seconds for c in costs) / len(costs) * plan.trainings / slots
+    whole = plan.steps / plan.steps_per_training  # shortened twins are parts of a training
+    seconds = sum(c.seconds for c in costs) / len(costs) * whole / slots
     lines["time"] = (
         f"about {duration(seconds)} with {slots} slot{'s' * (slots > 1)} like this machine's"
     )

@@ -100,7 +100,7 @@ def make_plan(
         trainings=trainings,
         by_stage=by_stage,
         steps_per_training=steps,
-        steps=trainings * steps,
+        steps=round(steps * (trainings - (1 - protocol.search_fraction) * by_stage["twin"])),
         test_looks=by_stage["confirm"],
         explore_at_once=protocol.explore.lag if protocol.explore.trials else None,
         seed_sd_points=seed_sd,

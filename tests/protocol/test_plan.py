@@ -10,6 +10,8 @@ import pytest
 from aim_tune.data.info import DataInfo
 from aim_tune.protocol.plan import make_plan, power
 from aim_tune.spec.space import Choice
+from aim_tune.stats.looks import look_level
+from aim_tune.stats.paired import MOST_BLOCKS, detectable_in_errors
 
 INFO = DataInfo(
     name="digits",
@@ -88,3 +90,31 @@ def test_epochs_are_counted_in_steps_of_the_middle_batch_size(sim):
     searched = sim.study_of(shared={**sim.shared, "batch_size": Choice((16, 64))})
     plan = make_plan(replace(searched, recipe=recipe), INFO)
     assert plan.steps_per_training == 38
+
+
+def test_shortened_twins_count_for_the_share_they_are_trained(sim):
+    study = sim.study_of(explore=0, blocks=3, twins=4, confirm=2)
+    short = replace(study, protocol=replace(study.protocol, search_fraction=0.2))
+    assert make_plan(study, INFO).steps == 3 * 3 * (4 + 2) * 100
+    assert make_plan(short, INFO).steps == 3 * 3 * (0.2 * 4 + 2) * 100
+
+
+def test_planned_looks_cost_some_of_what_can_be_detected(sim):
+    study = sim.study_of(blocks=20)
+    looks = replace(study, protocol=replace(study.protocol, looks=(8, 12, 20)))
+    plain, planned = make_plan(study, INFO, effect=1.0), make_plan(looks, INFO, effect=1.0)
+    level = look_level((8, 12, 20))
+    ratio = detectable_in_errors(19, level) / detectable_in_errors(19)
+    assert planned.mde_points == pytest.approx(plain.mde_points * ratio)
+    assert 1.1 < ratio < 1.2
+    assert planned.effect_power < plain.effect_power
+    assert planned.effect_blocks > plain.effect_blocks
+
+
+def test_what_is_out_of_reach_is_said_with_what_is_in_reach(sim):
+    study = sim.study_of(blocks=6)
+    plan = make_plan(study, INFO, effect=0.01)
+    assert plan.effect_blocks is None
+    most = replace(study, protocol=replace(study.protocol, blocks=MOST_BLOCKS))
+    assert plan.reach_points == make_plan(most, INFO).mde_points
+    assert make_plan(study, INFO, effect=1.01 * plan.reach_points).effect_blocks <= MOST_BLOCKS
