@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("quickstart", "study_file", "own_data", "own_network", "reading_a_verdict", "faq")
+NAMES = (
+    "quickstart",
+    "study_file",
+    "own_data",
+    "own_network",
+    "attach",
+    "reading_a_verdict",
+    "faq",
+)
 PAGES = [ROOT / "docs" / f"{name}.md" for name in NAMES]
 
 
