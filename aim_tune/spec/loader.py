@@ -371,7 +371,14 @@ class _Reader:
         if found is None or found.value is None:
             return {}
         name = check(schema.PLAN, found, "protocol.plan", self.fault)
-        return {} if name is BAD else PLANS[name]
+        if name is BAD:
+            return {}
+        if PLANS[name].keys() <= protocol.value.keys():
+            text = (
+                f"changes nothing, as {', '.join(PLANS[name])} are written out; remove it or them"
+            )
+            self.fault(found.where, "protocol.plan", text)
+        return PLANS[name]
 
     def overrides(self, arms: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
         """Arm -> the recipe fields in which it is trained otherwise."""

@@ -129,6 +129,8 @@ def test_a_plan_is_a_short_form_and_written_keys_win(load: Load, small: str) -> 
     assert sizes("{plan: quick, looks: [8, 12]}") == (12, 4, 1)
     (fault,) = faults_of(load, small + "protocol: {plan: fast}\n")
     assert "protocol.plan: unknown plan 'fast'" in fault
+    (fault,) = faults_of(load, small + "protocol: {plan: full, blocks: 6, twins: 4, confirm: 1}\n")
+    assert "protocol.plan: changes nothing, as blocks, twins, confirm are written out" in fault
 
 
 def test_the_last_look_is_the_number_of_blocks(load: Load, small: str) -> None:
