@@ -128,7 +128,7 @@ class Together:
         for name in missing:
             where, how = found[name]
             text = (
-                f"the arms would differ not only in the add-on ({how}): a difference between them "
+                f"the arms would differ not only in the add-on ({name}: {how}): a difference between them "
                 f"could come from that. Remove it, or declare it: {line}"
             )
             self.fault(where, name, text)
@@ -143,13 +143,13 @@ class Together:
                 continue
             arm = next((a for a, own in study.overrides.items() if field in own), "")
             how = ", ".join(f"{a} {_said(v)}" for a, v in values.items())
-            found[field] = (self.at("overrides", arm, field), f"{field}: {how}")
+            found[field] = (self.at("overrides", arm, field), how)
         return found
 
     def _arms_that_differ(self) -> Mapping[str, tuple[str, str]]:
         """Arm -> (where, how), for arms whose row of the table says that they differ in more."""
         known = self.entry.confounds if self.entry and len(self.study.arms) > 1 else {}
-        return {a: (self._arm(a), f"{a}: {known[a]}") for a in self.study.arms if a in known}
+        return {a: (self._arm(a), known[a]) for a in self.study.arms if a in known}
 
     def _arm(self, name: str) -> str:
         listed = self.tree.value.get("arms")

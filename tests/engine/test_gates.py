@@ -209,10 +209,10 @@ def test_declared_step_differences_are_no_reason_to_withhold(lab: Any) -> None:
     undeclared = decide(study, history)
     assert undeclared.verdict == "withheld"
     assert "steps allotted: baseline 240, aim 480, frozen 240" in undeclared.reason
-    declared = replace(study, declared_confounds={"steps": "steps: baseline 10, aim 20, frozen 10"})
+    declared = replace(study, declared_confounds={"steps": "baseline 10, aim 20, frozen 10"})
     verdict = decide(declared, history)
     assert verdict.verdict == "better"
-    assert verdict.declared_confounds == {"steps": "steps: baseline 10, aim 20, frozen 10"}
+    assert verdict.declared_confounds == {"steps": "baseline 10, aim 20, frozen 10"}
 
 
 # -- matched arms --------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def test_the_line_that_a_refusal_gives_lets_the_study_through(load: Load, small:
     text = small + "overrides: {aim: {steps: 20}}\n"
     (fault,) = faults_of(load, text)
     study = load(text + fault.partition("declare it: ")[2] + "\n")
-    assert study.declared_confounds == {"steps": "steps: baseline 10, aim 20, frozen 10"}
+    assert study.declared_confounds == {"steps": "baseline 10, aim 20, frozen 10"}
 
 
 def test_epochs_in_place_of_steps_is_a_confound_in_both(load: Load, small: str) -> None:
