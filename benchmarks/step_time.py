@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from aim_tune.addons.dry_run import count_flops
 from aim_tune.addons.memory import attach
-from aim_tune.addons.memory.layers import ReadConv2d, ReadLinear
+from aim_tune.addons.memory.readers import ReadConv2d, ReadLinear
 from aim_tune.models import BACKBONES
 
 CLASSES = 10

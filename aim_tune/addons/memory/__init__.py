@@ -1,8 +1,8 @@
 """AiM (Memory for Artificial Intelligence): a memory that layers read and update blocks rewrite.
 
 `from aim_tune.addons.memory import attach` is useful alone; it needs only torch. `layout` lays memory
-over features, `layers` reads and rewrites it, `plan` decides where, `attach` installs; `arms` builds
-every arm of a study. `published` is the network of the article, for reference.
+over features, `bank` holds it, `readers` read and `updates` rewrite it, `plan` decides where, `attach`
+installs; `arms` builds every arm of a study. `published` is the network of the article, for reference.
 """
 
 from __future__ import annotations

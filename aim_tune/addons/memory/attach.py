@@ -16,17 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from aim_tune.addons.dry_run import dry_run, training_run
-from aim_tune.addons.memory.layers import (
-    READERS,
-    ConvBank,
-    MemoryBank,
-    PublishedUpdateBlock,
-    UpdateBlock,
-    as_plain,
-    as_reader,
-)
+from aim_tune.addons.memory.bank import ConvBank, MemoryBank
 from aim_tune.addons.memory.plan import Plan, Update, make_plan
 from aim_tune.addons.memory.readable import Reader
+from aim_tune.addons.memory.readers import READERS, as_plain, as_reader
 from aim_tune.addons.memory.report import AttachReport
 from aim_tune.addons.memory.settings import (
     ARMS,
@@ -36,6 +29,7 @@ from aim_tune.addons.memory.settings import (
     check_conv,
     checked,
 )
+from aim_tune.addons.memory.updates import PublishedUpdateBlock, UpdateBlock
 from aim_tune.errors import AttachError
 
 BANK = "memory_bank"

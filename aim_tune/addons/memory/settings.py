@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from aim_tune.addons.dry_run import Trace, dry_run
-from aim_tune.addons.memory.layers import ACTIVATIONS
 from aim_tune.addons.memory.plan import Plan, Shape
 from aim_tune.addons.memory.readable import readable
+from aim_tune.addons.memory.updates import ACTIVATIONS
 from aim_tune.errors import AttachError, unknown
 
 
