@@ -232,7 +232,7 @@ class _Run:
             )
         from aim_tune.engine import ray_tune
 
-        return ray_tune.opened(self.study, slots=self.how.slots)
+        return ray_tune.opened(self.study, slots=self.how.slots, say=self.console.print)
 
     def _declare(self, ledger: Ledger) -> None:
         """The first record of a new study, or that it goes on; study.yaml beside it."""
@@ -301,6 +301,7 @@ class _Run:
             return total_steps(recipe, self.info.train)
 
         study, began = self.study, time.time()
+        self._say_if_crowded(engine.slots)
         labels = test_labels(study.data, self.catalog) if study.protocol.confirm else None
         history = ledger.history
         listeners = [mirror.event] if mirror else []
@@ -329,6 +330,18 @@ class _Run:
         if self.storage:
             return f"{self.storage.uri}/{self.study.name}/checkpoints"
         return str(self.folder / "checkpoints")
+
+    def _say_if_crowded(self, slots: int) -> None:
+        """What was asked for with --slots, against what there is."""
+        asked, cpu = self.how.slots, self.study.resources.cpu
+        cores = len(os.sched_getaffinity(0))
+        if asked and slots < asked:
+            self.console.print(f"{asked} slots were asked for; {slots} fit what there is.")
+        elif asked and not self.how.address and self.how.engine == "ray" and asked * cpu > cores:
+            self.console.print(
+                f"{asked} slots of {cpu} CPU{'s' * (cpu > 1)} share {cores} cores: the same results, but no "
+                "sooner, and step times do not compare with other runs."
+            )
 
     def _say_if_starved(self, history: History, began: float, slots: int) -> None:
         wall = time.time() - began

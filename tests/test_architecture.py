@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "aim_tune"
 
 ORDER = [
-    "errors", "storage", "spec", "cluster_rules", "ledger", "ledger_copy", "registry", "stats", "addons", "models", "data",
-    "tables", "training", "arms", "matching", "twin", "artifacts", "tracking", "reporting", "protocol", "engine", "verbs",
+    "errors", "storage", "spec", "cluster_rules", "ledger", "ledger_copy", "registry", "stats", "addons",
+    "models", "data", "tables", "training", "arms", "matching", "twin", "gpu_probe", "artifacts", "tracking",
+    "reporting", "protocol", "engine", "verbs",
 ]  # fmt: skip
 VERBS = {
     "describe",
@@ -43,6 +44,7 @@ HOMES = {
     "optuna": {"protocol/"},
     "mlflow": {"tracking/"},
     "matplotlib": {"reporting/"},
+    "pandas": {"api.py"},
     "yaml": {"spec/"},
     "torch": {
         "addons/",
@@ -52,6 +54,7 @@ HOMES = {
         "arms.py",
         "matching.py",
         "twin.py",
+        "gpu_probe.py",
         "artifacts/",
         "retrain.py",
         "retraining.py",
@@ -65,9 +68,10 @@ HOMES = {
     "fsspec": {"storage.py"},
 }
 TORCH_FREE = [
-    "__init__.py", "errors.py", "storage.py", "ledger/", "ledger_copy.py", "tables.py", "spec/", "stats/", "tracking/",
-    "reporting/", "protocol/", "artifacts/config.py", "artifacts/description.py", "artifacts/files.py",
-    "artifacts/card.py", "artifacts/record.py", "addons/__init__.py", "models/__init__.py", "data/__init__.py",
+    "__init__.py", "errors.py", "storage.py", "ledger/", "ledger_copy.py", "tables.py", "spec/", "stats/",
+    "tracking/", "reporting/", "protocol/", "artifacts/config.py", "artifacts/description.py",
+    "artifacts/files.py", "artifacts/card.py", "artifacts/record.py", "addons/__init__.py",
+    "models/__init__.py", "data/__init__.py",
 ]  # fmt: skip
 LATE_IMPORTS_ALLOWED = {f"{v}.py" for v in VERBS} | {"engine/ray_tune.py", "__init__.py"}
 SEALED_ALLOWED = {"launch.py", "retraining.py", "data/sealed.py"}  # who may read test labels

@@ -22,6 +22,9 @@ from aim_tune.ledger import History, read_history
 
 pytestmark = pytest.mark.kills
 
+SLOWER = float(os.environ.get("AIM_TUNE_SLOWER", "1"))
+"""How much longer than an idle machine of two cores this one may take to stop a search."""
+
 TEXT = """
 name: tiny
 backbone: {name: resnet8, width: 4}
@@ -190,8 +193,8 @@ def test_a_signal_ends_the_search_within_ten_seconds_leaves_nothing_and_the_comm
     began = time.monotonic()
     # a terminal sends Ctrl-C to the whole group, a system sends SIGTERM to the driver alone
     (os.killpg if signum == signal.SIGINT else os.kill)(started.process.pid, signum)
-    said, _ = started.process.communicate(timeout=30)
-    assert time.monotonic() - began < 10
+    said, _ = started.process.communicate(timeout=30 * SLOWER)
+    assert time.monotonic() - began < 10 * SLOWER
     assert started.process.returncode == code, said
     assert "the same command goes on from here" in said
     assert "Traceback" not in said
@@ -212,8 +215,8 @@ def test_a_signal_while_the_search_starts_ends_it_as_later(
     time.sleep(after_s)
     began = time.monotonic()
     started.process.terminate()
-    said, _ = started.process.communicate(timeout=30)
-    assert time.monotonic() - began < 10
+    said, _ = started.process.communicate(timeout=30 * SLOWER)
+    assert time.monotonic() - began < 10 * SLOWER
     assert started.process.returncode == 143, said
     assert "Traceback" not in said
     assert started.gone_after(5) == []
@@ -237,7 +240,7 @@ def test_a_closed_terminal_ends_the_search_and_leaves_nothing(
         ledger = started.folder / "ledger.jsonl"
         reading = not ledger.is_file() or ledger.read_text().count('"event":"training_done"') < 3
     os.close(screen)  # the kernel tells the whole session
-    assert started.process.wait(timeout=30) == 129
+    assert started.process.wait(timeout=30 * SLOWER) == 129
     assert started.gone_after(5) == []
     assert list(temporary.glob("aim_*")) == []
     assert [r["reason"] for r in events(started.folder, "interrupted")] == ["SIGHUP"]

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from aim_tune.engine.ray_tune import RayTune, connected, room, too_small
+from aim_tune.engine.ray_tune import RayTune, connected, packed, room, too_small
 from aim_tune.engine.resume import code_hashes
 from aim_tune.errors import ResourceError
 from aim_tune.spec.study import Resources, Study
@@ -55,7 +55,7 @@ def opened(
         if most < 1:
             raise ResourceError(too_small(study.resources))
         check_nodes(storage)
-        yield RayTune(min(slots or most, most))
+        yield packed(study, slots, most, say)
 
 
 def storage_of_the_cluster(bootstrap: Path = BOOTSTRAP) -> str | None:

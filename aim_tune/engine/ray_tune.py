@@ -26,11 +26,13 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from aim_tune.engine.mail import Mail, study_of
+from aim_tune.engine.packing import Need, fitting, per_gpu, said
 from aim_tune.engine.scratch import scratch
 from aim_tune.engine.stop import hangups_blocked
 from aim_tune.engine.watchdog import GRACE_S, Watchdog
 from aim_tune.errors import ResourceError
-from aim_tune.spec.request import Job
+from aim_tune.protocol import Machine
+from aim_tune.spec.request import Job, Request
 from aim_tune.spec.study import Resources, Study
 
 if TYPE_CHECKING:
@@ -49,8 +51,10 @@ class RayTune:
     grace_s = GRACE_S
     """How long a training may exceed its time limit before its process is ended."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, gpu: float | None = None) -> None:
         self.slots = slots
+        self._gpu = gpu
+        """Share of a GPU that a trial asks Ray for; None: the study's."""
 
     def run(
         self,
@@ -66,7 +70,7 @@ class RayTune:
         `body` runs a job; None: `twin.run_job`, imported on the worker. Simulations pass their own.
         """
         searcher = _Jobs(conductor, lambda: Watchdog(study.resources.time_limit_s, self.grace_s))
-        trial = _trainable(study, store_root, body)
+        trial = _trainable(study, store_root, body, self._gpu)
         try:
             with scratch() as folder, stop.held() if stop else nullcontext():
                 self._tuner(trial, searcher, folder, stop).fit()
@@ -99,7 +103,11 @@ class RayTune:
 
 @contextmanager
 def opened(
-    study: Study, *, slots: int | None = None, address: str | None = None
+    study: Study,
+    *,
+    slots: int | None = None,
+    address: str | None = None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> Iterator[RayTune]:
     """The engine on a Ray of its own (address None) or on a running cluster; closed at the end.
 
@@ -111,7 +119,45 @@ def opened(
         most = room(study.resources)
         if most < 1:
             raise ResourceError(too_small(study.resources))
-        yield RayTune(min(slots or most, most))
+        yield packed(study, slots, most, say)
+
+
+def packed(
+    study: Study, slots: int | None, most: int, say: Callable[[str], object] = lambda text: None
+) -> RayTune:
+    """The engine with as many trials at a time as fit: `slots`, `most`, and the memory of the GPUs where
+    trials share one."""
+    if not 0 < study.resources.gpu < 1:
+        return RayTune(min(slots or most, most))
+    need = measured(study)
+    gpu = fitting(study.resources.gpu, need)
+    if text := said(study.resources.gpu, gpu, need):
+        say(text)
+    most = most * per_gpu(gpu) // per_gpu(study.resources.gpu)
+    return RayTune(min(slots or most, most), gpu)
+
+
+def measured(study: Study) -> Need:
+    """What one training takes, alone on a GPU of this Ray. Waits for one."""
+    request = Machine(study).ask()
+    assert isinstance(request, Request)
+    resources = {"num_cpus": study.resources.cpu, "num_gpus": 1}
+    found = _probe.options(**resources).remote(study.to_dict(), request.to_dict())
+    try:
+        return Need(**ray.get(found))
+    except ray.exceptions.RayError as error:
+        raise ResourceError(
+            f"one training alone on a GPU ended without a result ({error}): it does not fit, or the GPU "
+            "does not work; `python -m aim_tune.doctor` looks at it."
+        ) from None
+
+
+@ray.remote(max_retries=0)
+def _probe(study: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """On a worker: imports torch."""
+    from aim_tune.gpu_probe import probe
+
+    return probe(Study.from_dict(study), Request.from_dict(request))
 
 
 def run(
@@ -313,7 +359,7 @@ class _Watch(tune.Callback):
 
 
 def _trainable(
-    study: Study, store_root: str | None, body: Callable[..., None] | None
+    study: Study, store_root: str | None, body: Callable[..., None] | None, gpu: float | None
 ) -> Callable[..., None]:
     """The function Ray Tune runs; it carries nothing but text."""
     study_json = json.dumps(study.to_dict())
@@ -321,7 +367,7 @@ def _trainable(
     def trial(config: Mapping[str, Any]) -> None:
         _trial(config["job"], study_json, store_root, body)
 
-    need = {"cpu": study.resources.cpu, "gpu": study.resources.gpu}
+    need = {"cpu": study.resources.cpu, "gpu": study.resources.gpu if gpu is None else gpu}
     return tune.with_resources(trial, need)
 
 

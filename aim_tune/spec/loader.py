@@ -413,8 +413,11 @@ class _Reader:
         found = self.section("resources")
         values = check_section(schema.RESOURCES, found, "resources", self.fault)
         gpu = values["gpu"]
-        if gpu is not BAD and gpu > 1 and gpu != int(gpu):
-            text = f"expected a share of one GPU (such as 0.5) or a whole number, found {gpu:g}"
+        if gpu is not BAD and gpu > 1:
+            text = (
+                f"one training uses one GPU in this version, found {gpu:g}; give 1, or a share such as 0.5: "
+                "several GPUs are used by several trials at a time"
+            )
             self.fault(found.value["gpu"].where, "resources.gpu", text)
         return Resources(**values)
 
