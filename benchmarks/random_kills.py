@@ -32,6 +32,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from aim_tune.engine.conductor import ATTEMPTS
 from aim_tune.engine.resume import versions
 from aim_tune.ledger import History, read_history
 
@@ -131,7 +132,7 @@ class Round:
         goal = self.progress() + self.random.randrange(6)
         while driver.poll() is None:
             self.revive()
-            if len(self.done) < self.kills and self.progress() >= goal and self.running():
+            if len(self.done) < self.kills and self.progress() >= goal and self.may_strike():
                 driver = self.strike(driver)
                 goal, until = self.progress() + self.random.randrange(6), time.monotonic() + STUCK_S
             assert time.monotonic() < until, f"nothing has happened for {STUCK_S:.0f} s"
@@ -150,7 +151,7 @@ class Round:
             driver.wait()
             driver = self.start()
         elif what == "worker":
-            pids = self.running()
+            pids = list(self.running())
             if not pids:
                 return driver
             with contextlib.suppress(ProcessLookupError):
@@ -179,18 +180,25 @@ class Round:
     def finished(self) -> set[tuple[str, str]]:
         return {(r["position"], r["arm"]) for r in self.records() if r["event"] == "training_done"}
 
-    def running(self) -> list[int]:
-        """Processes that train now, as the ledger says: begun since the last start, and alive."""
-        pids: dict[tuple[str, str], int] = {}
+    def may_strike(self) -> bool:
+        """Something runs, and nothing for the third time: a third loss ends a training as failed, which
+        is the rule (at most 3 attempts) and no fault."""
+        attempts = self.running().values()
+        return bool(attempts) and max(attempts) < ATTEMPTS
+
+    def running(self) -> dict[int, int]:
+        """Processes that train now, as the ledger says (begun since the last start, and alive), with the
+        number of their attempt."""
+        pids: dict[tuple[str, str], tuple[int, int]] = {}
         for r in self.records():
             match r["event"]:
                 case "training_started":
-                    pids[r["position"], r["arm"]] = r["pid"]
+                    pids[r["position"], r["arm"]] = (r["pid"], r["attempt"])
                 case "training_done":
                     pids.pop((r["position"], r["arm"]), None)
                 case "resumed":
                     pids.clear()
-        return [pid for pid in pids.values() if pid and Path(f"/proc/{pid}").exists()]
+        return {pid: n for pid, n in pids.values() if pid and Path(f"/proc/{pid}").exists()}
 
 
 def table(history: History) -> dict[tuple[str, str], Any]:
@@ -206,7 +214,8 @@ def check(round_: Round, expected: History, found: History) -> dict[str, int]:
     """Raise AssertionError where anything was lost or done twice; what was compared."""
     mine, theirs = table(expected), table(found)
     differ = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
-    assert not differ, f"{len(differ)} of {len(mine)} trainings differ: {differ[:3]}"
+    how = [(key, mine.get(key), theirs.get(key)) for key in differ[:2]]
+    assert not differ, f"{len(differ)} of {len(mine)} trainings differ: {how}"
     done = [(r["position"], r["arm"]) for r in round_.records() if r["event"] == "training_done"]
     assert len(done) == len(set(done)), "a training has two results"
     assert len(found.looks) == len(expected.looks), "a test look was repeated"
