@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import logging
+import re
+import shutil
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +26,29 @@ def _own_registry() -> Iterator[None]:
     ):
         patch.setenv("AIM_TUNE_REGISTRY", f"{folder}/test_data.jsonl")
         yield
+
+
+TINY = """
+name: tiny
+backbone: {name: small_cnn, width: 8}
+data: {name: digits, image_size: 16, train_images: 60, val_images: 40}
+arms: [baseline, aim]
+recipe: {steps: 6, batch_size: 16, evaluations: 3, augment: [flip]}
+shared: {lr: {log_uniform: [1.0e-3, 1.0e-1]}}
+addon: {name: memory, memory_shape: [2, 2, 8]}
+protocol: {explore: {trials: 0}, blocks: 1, twins: 1, confirm: 1}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """results/tiny of a real study of a second; copy what is to be changed."""
+    search = importlib.import_module("aim_tune.search")
+    home = tmp_path_factory.mktemp("tiny")
+    (home / "tiny.yaml").write_text(TINY)
+    options = ["--engine", "in_process", "--tracking", "off", "--quiet"]
+    assert search.main([str(home / "tiny.yaml"), "--out", str(home / "results"), *options]) == 0
+    return home / "results" / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -84,3 +112,38 @@ def _open_ray(folder: str) -> None:
 
 def _ray() -> Any:
     return importlib.import_module("ray")
+
+
+class Browser:
+    """A headless Chromium, driven by its command line: nothing to install but the browser."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        self.program, self.profile = program, profile
+
+    def dom(self, url: str, patience_ms: int = 20_000) -> str:
+        """A page's HTML after its scripts have run for `patience_ms` of the page's clock."""
+        done = subprocess.run(
+            [self.program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+             "--disable-background-networking", "--disable-component-update",
+             "--window-size=1600,2400", f"--user-data-dir={self.profile}",
+             f"--virtual-time-budget={patience_ms}", "--dump-dom", url],
+            capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+        return done.stdout
+
+    def text(self, url: str, patience_ms: int = 20_000) -> str:
+        """What can be read on a page, the values of its fields included."""
+        page = re.sub(r"<(script|style).*?</\1>", "", self.dom(url, patience_ms), flags=re.DOTALL)
+        fields = " ".join(re.findall(r'value="([^"]*)"', page))
+        text = re.sub(r"<[^>]+>", " ", page)
+        return " ".join(html.unescape(f"{text} {fields}").split())
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Browser:
+    """A browser of this machine with a fresh profile."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    return Browser(program, tmp_path / "profile")

@@ -31,6 +31,9 @@ Run = Callable[[Tensor], Tensor]
 PROGRAM, ONNX = "program.pt2", "model.onnx"
 EXAMPLES = 2
 """Images the network is traced with; more than one, so that the number stays open."""
+_NUMBERS = ("weight_", "tensor_")
+"""How the names of records begin that torch reads as numbers where they are declared to be; it unpickles
+custom_obj_ and opaque_obj_ whatever is declared."""
 _HARMLESS = (".json", "/version", "/archive_format", "/byteorder", "/.data/version",
              "/.data/serialization_id", "/archive_version")  # fmt: skip
 
@@ -91,26 +94,38 @@ def refuse_pickles(path: Path) -> None:
     inputs, which torch reads with weights_only."""
     try:
         with zipfile.ZipFile(path) as archive:
-            records = {name.partition("/")[2]: name for name in archive.namelist()}
+            names = archive.namelist()
+            records = {name.partition("/")[2]: name for name in names}
+            if len(records) != len(names) or len({name.partition("/")[0] for name in names}) != 1:
+                raise ValueError("the same record twice, or two archives in one")
             plain = {f"data/sample_inputs/{Path(n).name}" for n in records if "sample_inputs" in n}
             for record, name in records.items():
                 if record.endswith("_config.json"):
-                    plain |= _plain_records(archive, record, name)
+                    plain |= _plain_records(path, archive, record, name)
+    except UserError:
+        raise
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no torch.export program: {_first_line(error)}") from None
     for record in records:
         if record not in plain and not f"/{record}".endswith(_HARMLESS):
-            raise UserError(
-                f"{path} holds {record}, which is or may be a pickle: reading it could run any code. "
-                "Only programs that retrain wrote are read"
-            )
+            raise _may_be_pickle(path, record)
 
 
-def _plain_records(archive: zipfile.ZipFile, record: str, name: str) -> set[str]:
-    """Records that a config of weights or constants declares to be plain numbers."""
+def _may_be_pickle(path: Path, record: str) -> UserError:
+    return UserError(
+        f"{path} holds {record}, which is or may be a pickle: reading it could run any code. "
+        "Only programs that retrain wrote are read"
+    )
+
+
+def _plain_records(path: Path, archive: zipfile.ZipFile, record: str, name: str) -> set[str]:
+    """Records that a config of weights or constants names; all have to be declared plain numbers."""
     home = record.rpartition("/")[0]
     entries = json.loads(archive.read(name))["config"].values()
-    return {f"{home}/{e['path_name']}" for e in entries if e["use_pickle"] is False}
+    for entry in entries:
+        if entry["use_pickle"] is not False or not entry["path_name"].startswith(_NUMBERS):
+            raise _may_be_pickle(path, f"{home}/{entry['path_name']}")
+    return {f"{home}/{entry['path_name']}" for entry in entries}
 
 
 def onnx_missing() -> list[str]:
