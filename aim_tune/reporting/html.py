@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from aim_tune.ledger import History, Training
-from aim_tune.reporting.pictures import pictures
+from aim_tune.reporting.pictures import not_drawn, pictures
 from aim_tune.reporting.plots import (
     ARM_COLORS,
     ARM_MARKERS,
@@ -77,6 +77,7 @@ def report_html(
         f'<div class="grid">{"".join(map(figure_card, others))}</div>' if others else "",
         card("What this says and what it does not", _list(notes(verdict) + _limits(verdict))),
         card("Where it comes from", _provenance(study, history, verdict)),
+        _details("Pictures that are not drawn, and why", _list(not_drawn(drawn, verdict))),
         _details("The study, as it was run", f"<pre>{escape(_study_text(study))}</pre>"),
         _details("Every training", _trainings_table(history)),
     ]
@@ -149,7 +150,10 @@ def _details(title: str, body: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{body}</details>" if body else ""
 
 
-def _list(lines: Iterable[str]) -> str:
+def _list(lines: Sequence[str]) -> str:
+    """Bullets; "" without lines."""
+    if not lines:
+        return ""
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
 

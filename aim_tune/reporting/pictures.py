@@ -5,6 +5,8 @@ Each one is drawn from the history alone and left out where the history has no d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aim_tune.ledger import History
 from aim_tune.reporting import plots, plots_cost, plots_detail, plots_explore, plots_memory
 from aim_tune.reporting.plots import Importances, Picture
@@ -38,3 +40,49 @@ def pictures(
         plots.budget_ledger(study, verdict),  # 14
     ]
     return [p for p in drawn if p is not None]
+
+
+AT_THE_END = ("slopes", "pareto", "changes")
+"""Names of pictures that show test scores, and wait until the blocks are whole."""
+COMPARING = (
+    "verdict",
+    "slopes",
+    "twins",
+    "tuning",
+    "tuning-seconds",
+    "target",
+    "pareto",
+    "changes",
+)
+"""Names of pictures that set an arm against the baseline."""
+NEEDS = {
+    "verdict": "whole blocks with confirm runs of both arms",
+    "slopes": "whole blocks with confirm runs of both arms",
+    "twins": "twins of one whole block",
+    "tuning": "three whole blocks of 2 to 10 randomly drawn twins",
+    "tuning-seconds": "three whole blocks of 2 to 10 randomly drawn twins",
+    "target": "confirm runs of the baseline and another arm",
+    "pareto": "test scores and costs of two arms",
+    "importance": "several finished trainings of an arm and a setting that varies",
+    "slices": "a searched setting of the add-on, tried at two values",
+    "curves": "a training with a validation pass",
+    "ranks": "six trainings of an arm with three validation passes each",
+    "memory": "the add-on's first confirm run",
+    "changes": "confirm pairs whose predictions were recorded",
+    "budget": "a finished training",
+}
+"""Name of each picture, in the protocol's order -> what it is drawn from."""
+
+
+def not_drawn(drawn: Sequence[Picture], verdict: Verdict) -> list[str]:
+    """One line for each picture that is missing: its name and why."""
+    there = {picture.name for picture in drawn}
+    return [f"{name}: {_why(name, verdict)}" for name in NEEDS if name not in there]
+
+
+def _why(name: str, verdict: Verdict) -> str:
+    if verdict.verdict == "not_asked" and name in COMPARING:
+        return "no arms were compared"
+    if verdict.interim and name in AT_THE_END:
+        return "shows test scores, and waits until every block is whole"
+    return f"needs {NEEDS[name]}"

@@ -36,8 +36,8 @@ ARM_MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, FAINT, BAND = "#101112", "#d4d8de", "#e9edf2"
 """Text and axes; grid; bands. Stand-ins that become CSS variables."""
 
-WIDTH = 4.8
-"""Inches: 461 CSS pixels, readable when shrunk to a phone."""
+WIDTH = 4.0
+"""Inches: 384 CSS pixels, so that a phone of 375 hardly shrinks the text."""
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -101,7 +101,7 @@ def strip_png(verdict: Verdict) -> bytes | None:
     if not rows:
         return None
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH * 1.3, _strip_height(rows)), layout="constrained")
+        figure = Figure(figsize=(WIDTH * 1.5, _strip_height(rows)), layout="constrained")
         _strip(verdict, rows)(figure)
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=120, metadata={"Software": None})
@@ -270,7 +270,7 @@ def twin_scatter(study: Study, history: History, verdict: Verdict) -> Picture | 
         title="Does it help everywhere, or only at bad settings?",
         sentence=f"At the same shared settings {verdict.arm} scores above baseline in {above} of "
         f"{len(own)} twins{paired}. Above the diagonal the arm is ahead.",
-        svg=drawn_svg("twins", draw, height=4.2),
+        svg=drawn_svg("twins", draw, height=3.6),
     )
 
 
@@ -356,9 +356,11 @@ def importance_bars(
         ax.legend(loc="lower right")
 
     tops = {a: max(importances[a], key=lambda s: importances[a][s][0]) for a in arms}
-    named = [f"{setting} for {arm}" for arm, setting in tops.items()]
+    shares = {a: f"{100 * importances[a][s][0]:.0f} %" for a, s in tops.items()}
+    named = [f"{setting} for {arm} ({shares[arm]})" for arm, setting in tops.items()]
     if len(arms) > 1 and len(set(tops.values())) == 1:
-        named = [f"{tops[arms[0]]} for every arm"]
+        each = ", ".join(f"{arm} {share}" for arm, share in shares.items())
+        named = [f"{tops[arms[0]]} for every arm ({each})"]
     return Picture(
         name="importance",
         title="Which setting matters?",
@@ -471,7 +473,14 @@ def budget_ledger(study: Study, verdict: Verdict) -> Picture | None:
 def _budget_panel(ax: Axes, study: Study, arms: Sequence[str], values: Sequence[float]) -> None:
     for y, (arm, value) in enumerate(zip(arms, values, strict=True)):
         ax.barh(y, value, 0.62, color=arm_look(study.arms, arm)[0], alpha=0.8)
-        ax.annotate(f" {value:,.0f}", (value, y), va="center", ha="left", fontsize=8.5)
+        ax.annotate(
+            f"{value:,.0f}",
+            (value, y),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+        )
     ax.set_yticks(range(len(arms)), arms)
     ax.set_ylim(len(arms) - 0.4, -0.6)
     ax.set_xlim(0, 1.75 * max(*values, 1e-9))
@@ -480,9 +489,7 @@ def _budget_panel(ax: Axes, study: Study, arms: Sequence[str], values: Sequence[
     ax.spines["bottom"].set_visible(False)
 
 
-def drawn_svg(
-    name: str, draw: Callable[[Figure], None], *, height: float = 3.4, width: float = WIDTH
-) -> str:
+def drawn_svg(name: str, draw: Callable[[Figure], None], *, height: float = 3.0) -> str:
     """`draw`'s figure as an SVG element for a page; `name` keeps ids of several pictures apart."""
     style = {**STYLE, "svg.hashsalt": name}
     with matplotlib.rc_context(style):

@@ -112,7 +112,8 @@ def _slice(ax: Axes, groups: Mapping[str, Sequence[float]], color: str, marker: 
         spread = np.linspace(-0.16, 0.16, len(gaps)) if len(gaps) > 1 else [0.0]
         ax.plot(x + np.asarray(spread), gaps, marker, color=color, ms=3, alpha=0.5, mew=0)
         ax.plot([x - 0.28, x + 0.28], [np.median(gaps)] * 2, color=color, lw=2.4)
-    ax.set_xticks(range(len(groups)), list(groups))
+    crowded = sum(map(len, groups)) > 14  # half a picture wide
+    ax.set_xticks(range(len(groups)), list(groups), rotation=24 if crowded else 0)
     ax.set_xlim(-0.6, len(groups) - 0.4)
     ax.grid(axis="y")
 

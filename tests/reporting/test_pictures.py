@@ -8,8 +8,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from aim_tune.reporting.pictures import pictures
-from aim_tune.reporting.plots import ARM_COLORS, arm_look, with_label
+from aim_tune.reporting.pictures import not_drawn, pictures
+from aim_tune.reporting.plots import ARM_COLORS, arm_look, strip_png, with_label
 from aim_tune.stats import decide
 from aim_tune.stats.simulate import Outcome, World, example_study, simulated_history
 
@@ -100,7 +100,7 @@ def test_twins_count_the_draws():
 
 
 def test_importance_names_the_first_setting_of_each_arm(whole):
-    assert "lr for baseline, memory_shape for aim" in whole["importance"].sentence
+    assert "lr for baseline (80 %), memory_shape for aim (60 %)" in whole["importance"].sentence
 
 
 def test_budget_says_equal_and_counts_faults(whole):
@@ -137,3 +137,30 @@ def test_plain_search_shows_curves_importance_and_budget():
 def test_one_block_has_a_dot_and_no_interval():
     names = drawn(example_study(blocks=1), World(effects={"aim": 3.0}).play)
     assert "no interval" in names["verdict"].sentence
+
+
+def test_each_picture_that_is_missing_says_why():
+    study = example_study(blocks=3, twins=4, confirm=1)
+    history = simulated_history(study, World(effects={"aim": 3.0}).play, requests=4)
+    verdict = decide(study, history)
+    lines = not_drawn(pictures(study, history, verdict), verdict)
+    assert "slopes: shows test scores, and waits until every block is whole" in lines
+    assert "memory: needs the add-on's first confirm run" in lines
+    alone = example_study(blocks=0, explore=4, arms=("aim",))
+    history = simulated_history(alone, World(effects={}).play)
+    verdict = decide(alone, history)
+    drawn = pictures(alone, history, verdict)
+    lines = not_drawn(drawn, verdict)
+    assert "twins: no arms were compared" in lines
+    assert len(lines) + len(drawn) == 14
+
+
+def test_the_verdict_strip_is_also_a_png_for_pages_that_take_no_svg(whole):
+    study = example_study(blocks=3, twins=4, confirm=1)
+    history = simulated_history(study, World(effects={"aim": 3.0}).play)
+    png = strip_png(decide(study, history))
+    assert png.startswith(b"\x89PNG")
+    assert 3_000 < len(png) < 60_000
+    assert png == strip_png(decide(study, history))
+    alone = example_study(blocks=0, explore=4, arms=("aim",))
+    assert strip_png(decide(alone, simulated_history(alone, World(effects={}).play))) is None
