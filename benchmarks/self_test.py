@@ -56,7 +56,7 @@ CASES: Mapping[str, Case] = {
         about="the same, blocks drawing only from where explore found some arm good",
         plan=QUICK,
         arms=(BASELINE, "aim", "frozen"),
-        explore=12,
+        explore=24,  # fewer than 20 different trials narrow nothing
         narrow=True,
     ),
     "divergence": Case(about="5 % of the trainings of either arm diverge (-4)", diverging=0.05),

@@ -50,6 +50,7 @@ COMMENTS = {
     "expected.val_accuracy": "share 0 to 1: mean validation accuracy of the same runs",
     "expected.n_confirm": "confirm runs: fresh trainings with fresh streams, scored on the sealed test",
     "expected.n_blocks": "blocks (fresh train/validation splits) that they come from",
+    "expected.reruns": "this very point again, on fresh seeds and splits: no luck of a search is in it",
     "expected.note": "how far the figures above can be trusted",
     "streams.split": "which images train and which validate",
     "streams.init": "first weights of the backbone",
