@@ -55,6 +55,9 @@ def show_plan(
     }
     if study.protocol.looks:
         lines["looks"] = f"planned at {', '.join(map(str, study.protocol.looks))} blocks"
+    if study.later_arms:
+        arms = " and ".join(study.later_arms)
+        lines["later"] = f"{arms} (counted above) only after {study.primary} was found better"
     if plan.mde_points is not None:
         lines["detectable"] = (
             f"a true difference of about {plan.mde_points:.1f} points in 80 % of studies (guess: "

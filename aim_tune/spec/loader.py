@@ -16,15 +16,13 @@ from aim_tune.errors import Fault, StudyError, unknown
 from aim_tune.spec import plugins as plugin_files
 from aim_tune.spec import schema
 from aim_tune.spec.catalog import Catalog, Entry, Setting
+from aim_tune.spec.protocol_section import as_tuple, read_protocol
 from aim_tune.spec.schema import check, check_section, unknown_key
 from aim_tune.spec.study import (
     BASELINE,
-    PLANS,
     Addon,
     Component,
-    Explore,
     Plugin,
-    Protocol,
     Recipe,
     Resources,
     Study,
@@ -127,7 +125,7 @@ class _Reader:
         backbone = self.component("backbone", self.catalog.backbones)
         data = self.component("data", self.catalog.data)
         addon = self.addon()
-        arms, protocol = self.arms(addon), self.protocol()
+        arms, protocol = self.arms(addon), read_protocol(self.section("protocol"), self.fault)
         name, resources = self.name(), self.resources()
         recipe, shared = self.recipe(), self.shared()
         overrides, declared = self.overrides(arms, shared), self.declared_confounds()
@@ -342,44 +340,6 @@ class _Reader:
             domains=True, fill=False, what="hyperparameter",
         )  # fmt: skip
 
-    def protocol(self) -> Protocol:
-        found = self.section("protocol")
-        explore = found.value.get("explore")
-        if explore is None or explore.value is None:
-            explore = Located({}, found.where)
-        explore = self.mapping(explore, "protocol.explore")
-        trials = check_section(schema.EXPLORE, explore, "protocol.explore", self.fault)
-        values = check_section(
-            schema.PROTOCOL, found, "protocol", self.fault, ignore=("explore", "plan")
-        )
-        given = {k for k, child in found.value.items() if child.value is not None}
-        sizes = {k: v for k, v in self.plan(found).items() if k not in given}
-        looks = values["looks"] = _tuple(values["looks"]) or ()
-        if looks and looks is not BAD and "blocks" not in given:
-            sizes["blocks"] = looks[-1]
-        budget = values["budget_gpu_hours"] not in (None, BAD)
-        chosen = [k for k in PLANS["default"] if budget and k not in given | set(sizes)]
-        return Protocol(
-            **{**values, **sizes},
-            explore=Explore(**{k: _tuple(v) for k, v in trials.items()}),
-            chosen=tuple(chosen),
-        )
-
-    def plan(self, protocol: Located) -> Mapping[str, int]:
-        """Blocks, twins and confirm of the short form `plan`; nothing where it is not used."""
-        found = protocol.value.get("plan")
-        if found is None or found.value is None:
-            return {}
-        name = check(schema.PLAN, found, "protocol.plan", self.fault)
-        if name is BAD:
-            return {}
-        if PLANS[name].keys() <= protocol.value.keys():
-            text = (
-                f"changes nothing, as {', '.join(PLANS[name])} are written out; remove it or them"
-            )
-            self.fault(found.where, "protocol.plan", text)
-        return PLANS[name]
-
     def overrides(self, arms: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
         """Arm -> the recipe fields in which it is trained otherwise."""
         values = {}
@@ -394,7 +354,7 @@ class _Reader:
                 self.fault(own.value[name].where, f"{key}.{name}", text)
             if given.get("steps") and given.get("epochs"):
                 self.fault(child.where, key, "gives both steps and epochs; keep one")
-            values[arm] = {k: _tuple(v) for k, v in given.items()}
+            values[arm] = {k: as_tuple(v) for k, v in given.items()}
         return values
 
     def declared_confounds(self) -> dict[str, Any]:
@@ -420,7 +380,3 @@ class _Reader:
             )
             self.fault(found.value["gpu"].where, "resources.gpu", text)
         return Resources(**values)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -127,6 +127,7 @@ def test_a_plan_is_a_short_form_and_written_keys_win(load: Load, small: str) -> 
     assert sizes("{plan: full}") == (20, 5, 2)
     assert sizes("{plan: full, twins: 8}") == (20, 8, 2)
     assert sizes("{plan: quick, looks: [8, 12]}") == (12, 4, 1)
+    assert sizes("{plan: full, blocks: null, twins: null, confirm: 3}") == (20, 5, 3)
     (fault,) = faults_of(load, small + "protocol: {plan: fast}\n")
     assert "protocol.plan: unknown plan 'fast'" in fault
     (fault,) = faults_of(load, small + "protocol: {plan: full, blocks: 6, twins: 4, confirm: 1}\n")
