@@ -8,7 +8,8 @@ and 0.25), fANOVA in 12; and the add-on's settings are choices.
 A setting counts in the stage in which it varied: the add-on's in explore where there was one, all
 others over the twins of all blocks. Whiskers are the range when one block (or a sixth of the trials)
 is left out: how much the answer hangs on few trainings, not a confidence interval. Scores are not
-adjusted for the blocks' splits. Descriptive only: no claim rests on it.
+adjusted for the blocks' splits; a training that was stopped early counts with what it reached.
+Descriptive only: no claim rests on it.
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ def _gaps(history: History, arm: str) -> list[tuple[Mapping[str, Any], float]]:
             and base is not None
             and base.score is not None
             and not t.reused_from
+            and "pruned" not in (t.status, base.status)  # what each reached is not comparable
         ):
             found.append((t.point.addon, 100 * (t.score - base.score)))
     return found

@@ -10,9 +10,11 @@ import pytest
 
 from aim_tune.engine import in_process
 from aim_tune.engine.conductor import Conductor
+from aim_tune.errors import ResumeError
 from aim_tune.ledger import History
-from aim_tune.protocol import Machine
+from aim_tune.protocol import DONE, Machine
 from aim_tune.spec import Study, load_study
+from aim_tune.spec.request import STREAMS, Point, Request
 from aim_tune.stats.verdict import decide
 from aim_tune.tables import HOUSE
 
@@ -96,6 +98,49 @@ def test_a_replayed_study_goes_on_to_the_same_ladders_and_stops(
     for record in records[: int(share * len(records))]:
         begun.apply(record)
     assert facts(run(study, lab.Ledger(begun))) == facts(history)
+
+
+class Script:
+    """A machine that asks given requests."""
+
+    def __init__(self, *requests: Request) -> None:
+        self.requests, self.told = list(requests), {}
+
+    def ask(self) -> Any:
+        return self.requests.pop(0) if self.requests else DONE
+
+    def tell(self, position: str, told: Any) -> None:
+        self.told[position] = told
+
+
+def twice(least: float) -> tuple[Request, Request]:
+    """The same point at two trials, with a ladder at the second."""
+    arms = {"baseline": Point(shared={"lr": 1e-4})}
+    first = Request(position="explore/0", arms=arms, streams=dict.fromkeys(STREAMS, 1))
+    return first, replace(first, position="explore/9", stop={"baseline": ((2, least),)})
+
+
+def test_a_repeated_point_is_not_trained_again_whatever_its_ladder(study: Study, lab: Any) -> None:
+    script, ledger = Script(*twice(0.99)), lab.Ledger()
+    conductor = Conductor(study, script, ledger, None)
+    with in_process.opened(study, slots=1) as opened:
+        opened.run(conductor, study, None)
+    assert ledger.history.trainings["explore/9", "baseline"].reused_from == "explore/0"
+    assert script.told["explore/9"] == script.told["explore/0"]
+    assert not script.told["explore/9"]["baseline"].pruned
+
+
+def test_a_request_with_another_ladder_than_recorded_is_refused(study: Study, lab: Any) -> None:
+    def conducted(ledger: Any, least: float) -> None:
+        conductor = Conductor(study, Script(twice(least)[1]), ledger, None)
+        with in_process.opened(study, slots=1) as opened:
+            opened.run(conductor, study, None)
+
+    ledger = lab.Ledger()
+    conducted(ledger, 0.0)
+    conducted(lab.Ledger(ledger.history), 0.0)
+    with pytest.raises(ResumeError, match="explore/9 was asked differently"):
+        conducted(lab.Ledger(ledger.history), 0.1)
 
 
 def test_one_arm_per_job_gives_the_same(study: Study, whole: Any, lab: Any) -> None:
