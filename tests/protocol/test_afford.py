@@ -68,5 +68,5 @@ def test_keys_that_are_written_out_stay(sim: Any) -> None:
 
 def test_a_budget_for_nothing_is_refused_with_what_the_least_would_take(sim: Any) -> None:
     with pytest.raises(UserError, match=r"30 core hours pay for no study here: 2 blocks of 4 twins "
-                       r"and 1 confirm pairs take about 40\. Give more"):  # fmt: skip
+                       r"and 1 confirm pair take about 40\. Give more"):  # fmt: skip
         sizes(sim, 30.0)
