@@ -18,6 +18,9 @@ NAMES = (
     "attach",
     "reading_a_verdict",
     "faq",
+    "own_addon",
+    "python_api",
+    "retrain",
 )
 PAGES = [ROOT / "docs" / f"{name}.md" for name in NAMES]
 
@@ -36,10 +39,15 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("page", "block"), blocks("python"), ids=lambda v: getattr(v, "stem", "block")
+    "page", dict.fromkeys(p for p, _ in blocks("python")), ids=lambda p: p.stem
 )
-def test_python_blocks_run(page: Path, block: str) -> None:
-    exec(compile(block, page.name, "exec"), {"__name__": "docs"})
+def test_python_blocks_run_one_after_the_other(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "docs"}
+    for block in (b for p, b in blocks("python") if p == page):
+        exec(compile(block, page.name, "exec"), names)
 
 
 @pytest.mark.parametrize(
