@@ -98,6 +98,6 @@ def _refusal(study: Study, prices: Prices) -> str:
     p = least.protocol
     return (
         f"protocol.budget_gpu_hours: {p.budget_gpu_hours:g} {prices.unit} pay for no study here: "
-        f"{p.blocks} blocks of {p.twins} twins and {p.confirm} confirm pair{'s' * (p.confirm > 1)} take about "
-        f"{prices.whole(least):.3g}. Give more, train for fewer steps, or leave arms out."
+        f"{p.blocks} blocks of {p.twins} twins and {p.confirm} confirm pair{'s' * (p.confirm > 1)} take "
+        f"about {prices.whole(least):.3g}. Give more, train for fewer steps, or leave arms out."
     )
