@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aim_tune import options
 from aim_tune.errors import (
@@ -59,7 +59,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="print how the study in results/NAME stands, also while it runs elsewhere, and change nothing",
     )
-    p.add_argument("--json", action="store_true", help="with --status: as JSON")
+    p.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object, at the end, and nothing else; progress goes to standard error",
+    )
     p.add_argument(
         "--fork",
         action="store_true",
@@ -90,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.slots is not None and args.slots < 1:
         parser().error(f"--slots {args.slots}: give 1 or more")
+    if args.json and args.dry_run:
+        parser().error("--json: a plan is text; leave --dry-run or --json out")
     from aim_tune.engine.stop import Interrupted, Stop
 
     try:
@@ -120,7 +126,7 @@ def _search(args: argparse.Namespace, stop: Stop) -> int:
     from aim_tune.tables import HOUSE
 
     study, catalog = load_study(args.study or quick_start(), HOUSE, args.overrides)
-    console = Console(quiet=args.quiet, highlight=False)
+    console = Console(quiet=args.quiet, highlight=False, stderr=args.json)
     console.print(f"{study.name}: looking at the data and trying every design...")
     if args.dry_run:
         show_plan(study, look(study, catalog), console, effect=args.effect, slots=args.slots)
@@ -129,7 +135,10 @@ def _search(args: argparse.Namespace, stop: Stop) -> int:
               address=args.address, storage=args.storage, tracking=args.tracking,
               tracking_uri=args.tracking_uri)  # fmt: skip
     outcome = run_study(study, catalog, how, console=console, stop=stop)
-    _show(outcome, console)
+    if args.json:
+        print(json.dumps(_as_json(outcome), indent=2))
+    else:
+        _show(outcome, console)
     return _exit_code(outcome, args.fail_unless)
 
 
@@ -144,6 +153,21 @@ def _status(folder: Path, *, as_json: bool) -> int:
     status = status_of(study, history, holder(folder / "ledger.jsonl"), finished=finished)
     print(json.dumps(status.to_dict(), indent=2) if as_json else words(status))
     return EXIT_DONE
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    """What a script wants to know: the verdict, as in verdict.json, and where everything lies."""
+    from aim_tune.reporting.words import sentence
+
+    return {
+        "study": outcome.study.name,
+        "status": outcome.status,
+        "sentence": sentence(outcome.verdict),
+        "verdict": json.loads(outcome.paths["verdict"].read_text(encoding="utf-8")),
+        "folder": str(outcome.folder),
+        "files": {what: str(path) for what, path in outcome.paths.items()},
+        "views": outcome.views,
+    }
 
 
 def _show(outcome: Outcome, console: Console) -> None:

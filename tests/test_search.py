@@ -371,3 +371,32 @@ def test_the_status_of_a_study_is_read_without_touching_it(
     assert ledger.read_bytes() == before
     assert search.main(["--status", str(finished.parent / "nothing")]) == 2
     assert "no ledger at" in capsys.readouterr().err
+
+
+def test_json_is_one_object_and_progress_goes_elsewhere(
+    run: Callable[..., int], finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = finished / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join(lines[:-8]))  # the last training is still to come
+    assert run("--json") == 0
+    shown = capsys.readouterr()
+    told = json.loads(shown.out)
+    assert (told["study"], told["status"]) == ("tiny", "complete")
+    assert told["verdict"] == json.loads((finished / "verdict.json").read_text())
+    assert all(Path(path).is_file() for path in told["files"].values())
+    assert "trainings" in shown.err
+    assert run("--json", "--quiet") == 0
+    shown = capsys.readouterr()
+    assert (json.loads(shown.out)["sentence"], shown.err) == (told["sentence"], "")
+    with pytest.raises(SystemExit, match="2"):
+        run("--json", "--dry-run")
+
+
+def test_no_color_codes_where_the_output_is_no_terminal(
+    run: Callable[..., int], finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == 0
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert finished.is_dir()
