@@ -27,6 +27,7 @@ from aim_tune.reporting.plots_explore import explore_rows, offer_head, offer_row
 from aim_tune.reporting.words import LABELS, count, notes, sentence, signed, span
 from aim_tune.spec import yaml_io
 from aim_tune.spec.study import Study
+from aim_tune.stats.amounts import blocks_to_run
 from aim_tune.stats.evidence import whole_blocks
 from aim_tune.stats.verdict import ArmSummary, Comparison, Verdict
 
@@ -266,7 +267,8 @@ def html_table(
 def _limits(verdict: Verdict) -> list[str]:
     if verdict.verdict == "not_asked":
         return [
-            "The best score of a search is not an expected score: export re-runs it with fresh seeds."
+            "The best score of a search is not an expected score: with protocol.export_seeds a study ends "
+            "with re-runs of each arm's best point on fresh seeds."
         ]
     lines = [
         "The unit of evidence is a block: a fresh split, a small search of every arm, fresh confirm runs. "
@@ -314,7 +316,13 @@ def _plan_text(study: Study, history: History) -> str:
         more = f", {p.explore.finalists} finalists" if p.explore.finalists else ""
         return count(p.explore.trials, "explore trial") + more
     done = len(whole_blocks(study, history))
-    return f"{done} of {history.blocks or p.blocks} blocks of {p.twins} twins and {p.confirm} confirm pairs"
+    planned = history.blocks or p.blocks
+    ended = ""
+    if history.stopped and blocks_to_run(study, history) < planned:
+        by = "a planned look" if history.stopped["gate"].startswith("look") else "the budget"
+        ended = f", ended by {by}"
+    size = f"{count(p.twins, 'twin')} and {count(p.confirm, 'confirm pair')}"
+    return f"{done} of {count(planned, 'block')} of {size}{ended}"
 
 
 def _utc(seconds: float | None) -> str | None:

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from aim_tune.reporting.html import report_html, write_report
+from aim_tune.reporting.html import _plan_text, report_html, write_report
 from aim_tune.reporting.words import sentence
 from aim_tune.stats import decide
 from aim_tune.stats.simulate import World, example_study, simulated_history
@@ -143,3 +143,14 @@ def test_an_interim_page_shows_no_figure_that_is_only_valid_at_the_end(page):
     for figure in ("better in a new block", "could have seen</dt>", "sign-flip"):
         assert figure in page
         assert figure not in partial
+
+
+@pytest.mark.parametrize(
+    ("gate", "ended"), [("look/4", "ended by a planned look"), ("block/4", "ended by the budget")]
+)
+def test_a_study_that_ended_early_says_by_what(gate: str, ended: str) -> None:
+    study = example_study(blocks=6, twins=1, confirm=1)
+    history = simulated_history(study, World(effects={}).play, requests=8)
+    assert _plan_text(study, history) == "4 of 6 blocks of 1 twin and 1 confirm pair"
+    history.apply({"event": "gate", "gate": gate, "blocks": 4, "open": False, "verdict": None})
+    assert _plan_text(study, history) == f"4 of 6 blocks of 1 twin and 1 confirm pair, {ended}"
