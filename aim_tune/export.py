@@ -58,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
         help="also export from a study that is unfinished or has failed; the file says so",
     )
     p.add_argument("--force", action="store_true", help="replace any file")
+    p.add_argument(
+        "--optuna",
+        type=Path,
+        metavar="FILE",
+        help="write the searches as Optuna studies into a new sqlite file instead, for optuna-dashboard",
+    )
     return p
 
 
@@ -69,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         study, history = read_results(args.folder)
+        if args.optuna is not None:
+            print(_write_optuna(args.optuna, study, history))
+            return EXIT_DONE
         best = _best(study, history, args)
         text = config_text(best, catalog_of(study.plugins))
         if args.output == "-":
@@ -82,6 +91,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     print(_summary(best, path))
     return EXIT_DONE
+
+
+def _write_optuna(path: Path, study: Study, history: History) -> str:
+    from aim_tune.protocol.dashboard import write_dashboard
+
+    written = write_dashboard(path, study, history)
+    return (
+        f"{len(written)} Optuna studies, {sum(written.values())} trials: {path}\n"
+        f"  show them     pip install optuna-dashboard && optuna-dashboard sqlite:///{path}"
+    )
 
 
 def _best(study: Study, history: History, args: argparse.Namespace) -> dict[str, Any]:
@@ -134,6 +153,9 @@ def _summary(best: Mapping[str, Any], path: Path) -> str:
         if score is not None
         else "not measured (no finished confirm runs)"
     )
+    reruns = expected.get("reruns")
+    if score is None and reruns:
+        text = f"{100 * reruns['val_accuracy']:.2f} % validation accuracy (mean of {reruns['n']} re-runs)"
     status = best["provenance"]["status"]
     warning = "" if status == "complete" else f"\nThe study is {status}; the file says so."
     return (

@@ -8,6 +8,7 @@ from statistics import fmean
 
 import pytest
 
+from aim_tune.export import _summary as export_summary
 from aim_tune.ledger import History
 from aim_tune.protocol import DONE, Machine
 from aim_tune.protocol.best import best_config, study_status
@@ -114,3 +115,12 @@ def test_without_reruns_nothing_changes(sim, history_of):
     best = best_config(study, history_of(study), None, "aim")
     assert best["expected"]["reruns"] is None
     assert best["recorded"]["position"].startswith("block/")
+
+
+def test_export_says_the_level_of_the_reruns_where_nothing_was_tested(sim, history_of, tmp_path):
+    study = with_reruns(sim.study_of(arms=("aim",), explore=6, blocks=0), 2)
+    best = best_config(study, history_of(study), None)
+    level = best["expected"]["reruns"]
+    text = export_summary(best, tmp_path / "best.yaml")
+    assert f"{100 * level['val_accuracy']:.2f} % validation accuracy" in text
+    assert f"(mean of {level['n']} re-runs)" in text
