@@ -18,9 +18,12 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
+
+if TYPE_CHECKING:
+    from aim_tune.spec.study import Resources
 
 OLDEST_PYTHON = (3, 11)
 IMPORT_S = 180
@@ -69,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         type=Path,
         metavar="STUDY",
-        help="study whose data are looked at (quick start)",
+        help="study that shall run here: its data and what a trial asks for are looked at (quick start)",
     )
     p.add_argument(
         "--out", type=Path, default=Path("results"), help="where results will go (results)"
@@ -110,7 +113,7 @@ def examine(study: Path | None, out: Path, tracking_uri: str | None) -> Iterator
     yield check_shared_memory(Path("/dev/shm"))
     yield check_store(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "", out)
     if "error" not in seen:
-        yield check_study(study)
+        yield from check_study(study, seen)
     yield check_disk(_existing(out))
 
 
@@ -203,7 +206,7 @@ def check_gpu(seen: Mapping[str, Any], *, nvidia: bool) -> Finding:
 
 def check_cpu() -> Finding:
     """Cores that this process may use: as many trials run at once with resources.cpu: 1."""
-    cores = len(os.sched_getaffinity(0))
+    cores = _cores()
     return Finding(level="ok", what="CPU", found=f"{cores} core{'s' * (cores > 1)} for trials")
 
 
@@ -262,8 +265,8 @@ def _check_server(uri: str) -> Finding:
     return Finding(level="ok", what="MLflow", found=f"{bare} answers")
 
 
-def check_study(study: Path | None) -> Finding:
-    """Whether a study can be read and its data are there."""
+def check_study(study: Path | None, seen: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether a study can be read, its data are there, and this machine has what it asks for."""
     from aim_tune.data.source import check_data
     from aim_tune.search import quick_start
     from aim_tune.spec import load_study
@@ -271,14 +274,40 @@ def check_study(study: Path | None) -> Finding:
 
     try:
         loaded, catalog = load_study(study or quick_start(), HOUSE)
+        yield check_resources(loaded.name, loaded.resources, seen, _cores())
         info = check_data(loaded.data, catalog)
     except UserError as error:
         advice = (
             "correct the study or put the files there; `--set data.KEY=VALUE` changes one setting"
         )
-        return Finding(level="fault", what="data", found=str(error), advice=advice)
+        yield Finding(level="fault", what="data", found=str(error), advice=advice)
+        return
     counts = f"{info.train} training, {info.val} validation, {info.test} sealed test images"
-    return Finding(level="ok", what="data", found=f"{info.name} of {loaded.name}: {counts}")
+    yield Finding(level="ok", what="data", found=f"{info.name} of {loaded.name}: {counts}")
+
+
+def check_resources(
+    name: str, resources: Resources, seen: Mapping[str, Any], cores: int
+) -> Finding:
+    """Whether one trial of the study fits on this machine, and how many at a time."""
+    cards, gpu, cpu = len(seen.get("cards", ())), resources.gpu, resources.cpu
+    asked = f"{name} asks for {cpu:g} CPU" + (f" and {gpu:g} GPU" if gpu else "") + " a trial"
+    if gpu > cards:
+        return Finding(
+            level="fault",
+            what="study",
+            found=f"{asked}; torch sees {cards or 'no'} card{'s' * (cards != 1)} here",
+            advice="search on a cluster (--address auto), or on the CPU, slowly: --set resources.gpu=0",
+        )
+    slots = min(int(cores // cpu), int(cards / gpu) if gpu else cores)
+    if slots < 1:
+        return Finding(
+            level="fault",
+            what="study",
+            found=f"{asked}; there {'is' if cores == 1 else 'are'} {cores} here",
+            advice=f"--set resources.cpu={cores}, or search on a cluster (--address auto)",
+        )
+    return Finding(level="ok", what="study", found=f"{asked}: {slots} at a time here")
 
 
 def check_disk(folder: Path) -> Finding:
@@ -297,6 +326,11 @@ def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     folder = folder.resolve()
     return next(p for p in (folder, *folder.parents) if p.is_dir())
+
+
+def _cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from aim_tune import doctor
+from aim_tune.spec.study import Resources
 
 GOOD = {"torch": "2.15.0", "torchvision": "0.29.2", "cuda": None, "cards": []}
 
@@ -45,7 +46,7 @@ def test_json_holds_every_finding(tmp_path, monkeypatch, capsys):
     assert doctor.main(["--out", str(tmp_path), "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert {f["what"] for f in findings} == {
-        "Python", "packages", "torch", "GPU", "CPU", "Ray", "MLflow", "data", "disk",
+        "Python", "packages", "torch", "GPU", "CPU", "Ray", "MLflow", "study", "data", "disk",
     }  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def test_data_that_are_missing_are_a_fault_with_their_place(tmp_path):
     start = text.index("data:")
     end = text.index("\n", start)
     study.write_text(f"{text[:start]}data: {{name: cifar10, root: {tmp_path}/none}}{text[end:]}")
-    finding = doctor.check_study(study)
+    *_, finding = doctor.check_study(study, GOOD)
     assert (finding.level, str(tmp_path) in finding.found) == ("fault", True)
 
 
@@ -127,3 +128,33 @@ def test_help_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+CARD = ["NVIDIA H200", 139.7]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "gpu", "cards", "cores", "level", "found"),
+    [
+        (1, 0, 0, 8, "ok", "1 CPU a trial: 8 at a time here"),
+        (4, 0.5, 2, 16, "ok", "4 CPU and 0.5 GPU a trial: 4 at a time here"),
+        (1, 1, 0, 8, "fault", "1 CPU and 1 GPU a trial; torch sees no cards here"),
+        (1, 2, 1, 8, "fault", "torch sees 1 card here"),
+        (4, 0, 0, 2, "fault", "4 CPU a trial; there are 2 here"),
+    ],
+)
+def test_what_a_study_asks_for_is_held_against_the_machine(cpu, gpu, cards, cores, level, found):
+    seen = {**GOOD, "cards": [CARD] * cards}
+    finding = doctor.check_resources("mine", Resources(cpu=cpu, gpu=gpu), seen, cores)
+    assert (finding.level, found in finding.found) == (level, True), finding.found
+    assert bool(finding.advice) == (level == "fault")
+
+
+def test_a_study_for_a_gpu_is_refused_here_with_what_to_do(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "search_spaces/quickstart.yaml").read_text()
+    study = tmp_path / "gpu.yaml"
+    study.write_text(text.replace("gpu: 0", "gpu: 1"))
+    monkeypatch.setattr(doctor, "look_at_torch", lambda: GOOD)
+    assert doctor.main([str(study), "--out", str(tmp_path)]) == 2
+    out = " ".join(capsys.readouterr().out.split())
+    assert "do: search on a cluster (--address auto), or on the CPU, slowly" in out

@@ -78,7 +78,12 @@ def _figures(verdict: Verdict, arm: str, summary: ArmSummary) -> list[str]:
 
 
 def _pairs(console: Console, lines: Mapping[str, str]) -> None:
-    """Two columns; the right one is never wrapped by us, so that it can be copied."""
+    """Two columns; the right one is never wrapped by us, so that it can be copied. On a terminal that is
+    too narrow for both, the right one starts on a line of its own; addresses can be clicked."""
     width = max(map(len, lines))
+    fits = all(width + 4 + len(right) <= console.width for right in lines.values())
+    below = console.is_terminal and not fits
     for left, right in lines.items():
-        console.print(Text.assemble((f"  {left:<{width}}  ", "dim"), right), soft_wrap=True)
+        link = f"link {right}" if right.startswith(("http://", "https://")) else ""
+        gap = "\n" if below else " " * (width - len(left) + 2)
+        console.print(Text.assemble((f"  {left}", "dim"), gap, (right, link)), soft_wrap=True)

@@ -57,3 +57,19 @@ def test_views_stand_last_with_their_whole_address():
     assert f"  Cost  {address}" in text
     assert text.index("Next") < text.index("Views in MLflow")
     assert "Views" not in screen(verdict)
+
+
+def shown_at(width: int, verdict) -> str:
+    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=True)
+    views = {"Verdict": "http://127.0.0.1:5000/#/" + "x" * 70, "Cost": "http://127.0.0.1:5000/#/y"}
+    show_summary(console, verdict, paths={}, commands={}, views=views)
+    return console.export_text()
+
+
+def test_an_address_too_long_for_the_line_starts_on_a_line_of_its_own():
+    study = example_study(blocks=3)
+    verdict = decide(study, simulated_history(study, World(effects={}).play))
+    assert "  Verdict  http://127.0.0.1:5000/#/x" in shown_at(140, verdict)
+    lines = shown_at(100, verdict).splitlines()
+    assert lines[lines.index("  Verdict") + 1].startswith("http://127.0.0.1:5000/#/x")
+    assert lines[lines.index("  Cost") + 1] == "http://127.0.0.1:5000/#/y"
