@@ -53,7 +53,7 @@ class RowsConv2d(nn.Conv2d):
         """Rows [B x P, out_channels]."""
         weights = self.weight.permute(1, 2, 3, 0).reshape(self.in_channels, -1)
         taps = (x @ weights).view(-1, self.gather.shape[1], self.out_channels)
-        return torch.bmm(self.gather.expand(len(taps), -1, -1), taps).flatten(0, 1)
+        return torch.bmm(self.gather.expand(taps.shape[0], -1, -1), taps).flatten(0, 1)
 
 
 class UpdateBlock(nn.Module):
