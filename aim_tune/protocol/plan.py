@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
+from aim_tune.ledger import History
 from aim_tune.protocol.sampling import middle
 from aim_tune.spec.study import Study
+from aim_tune.stats.amounts import requests_to_run
 from aim_tune.stats.looks import look_level
 from aim_tune.stats.paired import ALPHA, MOST_BLOCKS, detectable_in_errors, t_quantile
 from aim_tune.training.schedules import total_steps
@@ -96,7 +98,7 @@ def make_plan(
     seed_sd = 100 * math.sqrt(error_guess / (2 * info.test)) if info.test else 0.0
     error = _standard_error(study, seed_sd)
     return Plan(
-        requests=study.requests_planned,
+        requests=requests_to_run(study, History()),
         trainings=trainings,
         by_stage=by_stage,
         steps_per_training=steps,

@@ -118,3 +118,12 @@ def test_what_is_out_of_reach_is_said_with_what_is_in_reach(sim):
     most = replace(study, protocol=replace(study.protocol, blocks=MOST_BLOCKS))
     assert plan.reach_points == make_plan(most, INFO).mde_points
     assert make_plan(study, INFO, effect=1.01 * plan.reach_points).effect_blocks <= MOST_BLOCKS
+
+
+def test_arms_that_wait_and_the_measurement_are_requests_of_their_own(sim):
+    study = sim.study_of(explore=0, blocks=3, twins=4, confirm=1)
+    later = replace(study, protocol=replace(study.protocol, attribution="after_better"))
+    assert (make_plan(study, INFO).requests, make_plan(later, INFO).requests) == (15, 30)
+    assert make_plan(later, INFO).trainings == make_plan(study, INFO).trainings == 45
+    timed = replace(study, arms=(*study.arms, "time_matched"))
+    assert make_plan(timed, INFO).requests == 16
