@@ -71,7 +71,7 @@ CASES: Mapping[str, Case] = {
     ),
     "tpe": Case(about="searches of 12 twins by TPE, 6 blocks of 1 pair", plan=(6, 12, 1)),
     "holm": Case(
-        about="four identical arms: false verdicts, and false differences among all five comparisons",
+        about="four identical arms: false verdicts, or false differences among the four adjusted ones",
         plan=QUICK,
         arms=(BASELINE, "aim", "frozen", "wide"),
     ),
