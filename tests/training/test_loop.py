@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,12 +150,12 @@ def test_a_resumed_training_gives_the_same_bits(
 
 
 def test_a_damaged_checkpoint_costs_steps_but_changes_nothing_and_is_said(
-    train: Callable, slot: Callable[[int], CheckpointSlot]
+    train: Callable, slot: Callable[[int], CheckpointSlot], tmp_path: Path
 ) -> None:
     whole = train(FULL)
     with pytest.raises(Killed):
         train(FULL, slot=slot(1), checkpoint_s=0.0, on_measure=killed_at(25))
-    newest = max(slot(1).store.root.rglob("*.ckpt"))
+    newest = max((tmp_path / "checkpoints").rglob("*.ckpt"))
     newest.write_bytes(newest.read_bytes()[:-7])
     again = train(FULL, slot=slot(2))
     assert "is damaged; the one before it is used; resumed at step 23" in again.outcome.detail
@@ -173,10 +174,10 @@ def test_a_checkpoint_of_another_recipe_is_not_used(
 
 
 def test_a_short_training_writes_no_checkpoint(
-    train: Callable, slot: Callable[[int], CheckpointSlot]
+    train: Callable, slot: Callable[[int], CheckpointSlot], tmp_path: Path
 ) -> None:
     train(FULL, slot=slot(1), checkpoint_s=60.0)
-    assert not slot(1).store.root.exists()
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_nan_loss_ends_as_diverged_with_the_score_and_weights_reached(
