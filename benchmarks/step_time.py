@@ -1,12 +1,15 @@
-"""Step time of the memory arms against their baseline, interleaved step by step in one process.
+"""Step time and saved activations of networks with memory, against their baseline and plain concatenation.
 
-Measures forward + backward (no optimizer): process CPU time on a CPU, CUDA events on a GPU; the ratio
-is the median over rounds of time(arm) / time(baseline) within one round, with its quartiles. `naive`
-is the same network with memory concatenated to inputs and weights instead of split reads. Also: bytes
-that autograd keeps for backward, and FLOPs.
+Every network of a case runs in one process, interleaved round by round; a ratio is the median over the
+rounds of time(arm) / time(baseline) within a round, with its quartiles. `naive` is the same network with
+the memory concatenated to inputs and weights. A step is forward and backward, without optimizer: CPU time
+of the process with one thread, wall-clock time with more, CUDA events on a GPU. `saved`: bytes that
+autograd keeps for backward, parameters not counted, as a ratio. Exit code 1 if a target is missed.
 
-    python benchmarks/step_time.py                                   resnet8 width 8, 16 px, about 20 s
-    python benchmarks/step_time.py --net resnet18 --image 64 --batch 16 --memory 2 2 64 --rounds 20
+    python benchmarks/step_time.py                       all cases of this machine, about 10 minutes
+    python benchmarks/step_time.py --quick               a smoke test, 20 seconds
+    python benchmarks/step_time.py --only resnet18 --rounds 40 --json step_time.json
+    python benchmarks/step_time.py --only resnet18 --channels-last --amp --threads 2 --compile
 """
 
 from __future__ import annotations
@@ -15,7 +18,11 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,23 +32,109 @@ from torch import Tensor, nn
 
 from aim_tune.addons.dry_run import count_flops
 from aim_tune.addons.memory import attach
+from aim_tune.addons.memory.bank import form_of
 from aim_tune.addons.memory.readers import ReadConv2d, ReadLinear
 from aim_tune.models import BACKBONES
 
 CLASSES = 10
 ARMS: dict[str, dict[str, Any]] = {
     "static": {"arm": "no_update"},
-    "frozen": {"arm": "frozen"},
     "sample": {"write": "sample"},
     "batch": {"write": "batch"},
 }
+"""static: learned, never rewritten; sample: rewritten for each image; batch: one memory for the batch."""
+
+SAVED_TARGET = 1.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One network under one way of running it."""
+
+    name: str
+    net: str
+    image: int
+    """Side in pixels."""
+    batch: int
+    memory: tuple[int, int, int]
+    settings: Mapping[str, int] = field(default_factory=dict)
+    readers: str = "block"
+    naive: tuple[str, ...] = tuple(ARMS)
+    """Arms that also run by concatenation."""
+    targets: Mapping[str, float] = field(default_factory=dict)
+    """Arm -> largest ratio of step times to the baseline."""
+    saved_target: bool = False
+    rounds: int = 20
+    inner: int = 1
+    """Steps in a row of each network within a round, of which the median counts."""
+    device: str = "cpu"
+    threads: int = 1
+    compiled: str = ""
+    """A mode of torch.compile, or not compiled."""
+    channels_last: bool = False
+    amp: bool = False
+    """bfloat16 autocast."""
+
+
+_RESNET18 = Case(
+    name="resnet18", net="resnet18", image=64, batch=16, memory=(2, 2, 64), saved_target=True,
+    targets={"static": 1.03, "sample": 1.12},
+)  # fmt: skip
+_RESNET50 = Case(
+    name="resnet50", net="resnet50", image=64, batch=8, memory=(2, 2, 64), saved_target=True,
+    targets={"sample": 1.07, "batch": 1.05}, rounds=14,
+)  # fmt: skip
+_VGG16 = Case(
+    name="vgg16_bn", net="vgg16_bn", image=64, batch=8, memory=(2, 2, 64), saved_target=True,
+    targets={"batch": 1.05}, rounds=10,
+)  # fmt: skip
+_RESNET20 = Case(
+    name="resnet20", net="resnet20", image=32, batch=32, memory=(4, 4, 16), saved_target=True
+)
+_RESNET8 = Case(name="resnet8", net="resnet8", image=32, batch=32, memory=(4, 4, 16), inner=3)
+_QUICK = replace(_RESNET8, name="resnet8 16px", image=16, settings={"width": 8}, inner=5)
+
+CPU_CASES = (
+    _QUICK,
+    _RESNET8,
+    replace(
+        _RESNET8, name="resnet8 compiled", compiled="default", naive=("sample",),
+        targets=dict.fromkeys(ARMS, 1.06),
+    ),
+    _RESNET20,
+    _RESNET18,
+    replace(_RESNET18, name="resnet18 channels_last", channels_last=True, naive=(), targets={}),
+    replace(_RESNET18, name="resnet18 bf16", amp=True, naive=(), targets={}, saved_target=False),
+    replace(_RESNET18, name="resnet18 2 threads", threads=2, naive=(), targets={}),
+    _RESNET50,
+    _VGG16,
+)  # fmt: skip
+"""About 8 minutes on one core of 2026."""
+
+_GPU: dict[str, Any] = {"device": "cuda", "amp": True, "channels_last": True, "saved_target": False}
+GPU_CASES = (
+    replace(
+        _RESNET20, name="resnet20 graphs", **_GPU, batch=128, compiled="reduce-overhead", inner=20,
+        targets={"sample": 1.15, "static": 1.15, "batch": 1.15}, naive=("sample",),
+    ),
+    replace(_RESNET20, name="resnet20 eager", **_GPU, batch=128, inner=20, naive=("sample",)),
+    replace(
+        _RESNET50, name="resnet50 224px compiled", **_GPU, image=224, batch=256, memory=(7, 7, 64),
+        compiled="default", inner=3, targets=dict.fromkeys(ARMS, 1.03), naive=("sample",),
+    ),
+    replace(
+        _RESNET50, name="resnet50 224px eager", **_GPU, image=224, batch=256, memory=(7, 7, 64),
+        inner=3, targets={}, naive=("sample",),
+    ),
+)  # fmt: skip
 
 
 class NaiveConv2d(ReadConv2d):
     """Reads by concatenation, as published."""
 
     def forward(self, x_BFHW: Tensor) -> Tensor:
-        memory = self.cell.on_grid(x_BFHW.shape[2], x_BFHW.shape[3], self.mem_weight.shape[1])
+        channels = self.mem_weight.shape[1]
+        memory = self.cell.on_grid(x_BFHW.shape[2], x_BFHW.shape[3], channels, form_of(x_BFHW))
         both = torch.cat([x_BFHW, memory.expand(len(x_BFHW), -1, -1, -1)], 1)
         return self._conv_forward(both, torch.cat([self.weight, self.mem_weight], 1), self.bias)
 
@@ -56,7 +149,7 @@ class NaiveLinear(ReadLinear):
 
 
 def make_naive(model: nn.Module) -> nn.Module:
-    """The same function, with reads by concatenation."""
+    """The same network, with reads by concatenation."""
     for module in model.modules():
         if type(module) is ReadConv2d:
             module.__class__ = NaiveConv2d
@@ -65,170 +158,252 @@ def make_naive(model: nn.Module) -> nn.Module:
     return model
 
 
-def saved_bytes(model: nn.Module, images: Tensor) -> int:
-    """Unique bytes that autograd keeps for backward, parameters not counted."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = model(images)
-    del out
-    return sum(kept.values())
-
-
-def build_nets(args: argparse.Namespace) -> dict[str, nn.Module]:
-    shape = (args.channels, args.image, args.image)
-    entry = BACKBONES[args.net]
-    settings = dict(pair.split("=") for pair in args.setting)
-    settings = {k: int(v) if v.isdigit() else v for k, v in settings.items()}
+def build_nets(case: Case) -> dict[str, nn.Module]:
+    """Baseline, arms and their naive twins, from the same weights, on the device of the case."""
+    shape = (3, case.image, case.image)
+    entry = BACKBONES[case.net]
 
     def backbone() -> nn.Module:
         torch.manual_seed(0)
-        return entry.load()(classes=CLASSES, image_shape=shape, **entry.fixed, **settings)
+        return entry.load()(classes=CLASSES, image_shape=shape, **entry.fixed, **case.settings)
 
-    nets = {"baseline": backbone()}
-    for name in args.arms:
-        common = {
-            "memory_shape": args.memory,
-            "example_input": torch.zeros(1, *shape),
-            "readers": args.readers,
-            "update_width": args.update_width,
-            "kernel_size": args.kernel_size,
-        }
-        nets[name] = attach(backbone(), **common, **ARMS[name])[0]
-        if args.naive:
-            nets[f"{name} naive"] = make_naive(attach(backbone(), **common, **ARMS[name])[0])
-    return nets
+    def with_memory(arm: str) -> nn.Module:
+        example, common = torch.zeros(1, *shape), {"readers": case.readers}
+        given = {"memory_shape": case.memory, "example_input": example, **common, **ARMS[arm]}
+        return attach(backbone(), **given)[0]
+
+    nets = {"baseline": backbone(), **{arm: with_memory(arm) for arm in ARMS}}
+    nets |= {f"{arm} naive": make_naive(with_memory(arm)) for arm in case.naive}
+    form = torch.channels_last if case.channels_last else torch.contiguous_format
+    return {n: m.to(device=case.device, memory_format=form) for n, m in nets.items()}  # type: ignore[call-overload]
 
 
-def step(model: nn.Module, images: Tensor, labels: Tensor, *, amp: bool) -> float:
-    """Seconds of one forward and backward pass."""
-    for parameter in model.parameters():
-        parameter.grad = None
-    gpu = images.is_cuda
-    if gpu:
-        torch.cuda.synchronize()
-    start = time.perf_counter() if gpu else time.process_time()
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-        loss = F.cross_entropy(model(images), labels)
-    loss.backward()
-    if gpu:
-        torch.cuda.synchronize()
-    return (time.perf_counter() if gpu else time.process_time()) - start
-
-
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    nets = {n: m.to(device, memory_format=layout) for n, m in build_nets(args).items()}
+def batch_of(case: Case) -> tuple[Tensor, Tensor]:
+    """Random images and labels, always the same."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(args.batch, args.channels, args.image, args.image, generator=generator)
-    images = images.to(device, memory_format=layout)
-    labels = torch.randint(CLASSES, (args.batch,), generator=generator).to(device)
+    images = torch.randn(case.batch, 3, case.image, case.image, generator=generator)
+    labels = torch.randint(CLASSES, (case.batch,), generator=generator)
+    form = torch.channels_last if case.channels_last else torch.contiguous_format
+    return images.to(device=case.device, memory_format=form), labels.to(case.device)
+
+
+def saved_bytes(model: nn.Module, images: Tensor) -> int:
+    """Bytes that autograd keeps for backward, each piece of memory once, parameters not counted."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Tensor] = {}  # alive until the end, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model(images)
+    return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
+
+
+def seconds(case: Case, model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Of one step, the median or (GPU) the mean of `inner` steps in a row."""
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        if case.compiled == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
+        with torch.autocast(case.device, torch.bfloat16, enabled=case.amp):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+
+    if case.device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(case.inner):
+            step()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3 / case.inner
+    clock = time.process_time if case.threads == 1 else time.perf_counter
+    times = []
+    for _ in range(case.inner):
+        before = clock()
+        step()
+        times.append(clock() - before)
+    return statistics.median(times)
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Everything about one case, as plain values."""
+    torch.set_num_threads(case.threads)
+    nets, (images, labels) = build_nets(case), batch_of(case)
     saved = {name: saved_bytes(model, images) for name, model in nets.items()}
-    flops = {
-        n: count_flops(m, (args.channels, args.image, args.image), images.dtype)
-        for n, m in nets.items()
-    }
-    if args.compile:
-        nets = {name: torch.compile(model, fullgraph=True) for name, model in nets.items()}
+    flops = {n: count_flops(m, (3, case.image, case.image), images.dtype) for n, m in nets.items()}
+    if case.compiled:
+        torch._dynamo.reset()
+        nets = {
+            n: torch.compile(m, fullgraph=True, mode=case.compiled)  # type: ignore[misc]
+            for n, m in nets.items()
+        }
     times: dict[str, list[float]] = {name: [] for name in nets}
     order = list(nets)
-    for round_ in range(-args.warmup, args.rounds):
-        for name in order[round_ % len(order) :] + order[: round_ % len(order)]:
-            seconds = [step(nets[name], images, labels, amp=args.amp) for _ in range(args.inner)]
+    warm_up = 3
+    for round_ in range(-warm_up, case.rounds):
+        first = round_ % len(order)
+        for name in order[first:] + order[:first]:
+            one = seconds(case, nets[name], images, labels)
             if round_ >= 0:
-                times[name].append(statistics.median(seconds))
-    rows = []
-    for name in nets:
-        ratios = [t / b for t, b in zip(times[name], times["baseline"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        rows.append(
-            {
-                "arm": name,
-                "step_ms": 1e3 * statistics.median(times[name]),
-                "ratio": middle,
-                "ratio_quartiles": [low, high],
-                "saved_ratio": saved[name] / saved["baseline"],
-                "flops_ratio": flops[name] / flops["baseline"],
-            }
-        )
+                times[name].append(one)
+    rows = [_row(case, name, times, saved, flops) for name in nets]
+    return {"case": asdict(case), "n_rounds": case.rounds, "rows": rows}
+
+
+def _row(
+    case: Case,
+    name: str,
+    times: Mapping[str, Sequence[float]],
+    saved: Mapping[str, int],
+    flops: Mapping[str, int],
+) -> dict[str, Any]:
+    ratios = [t / b for t, b in zip(times[name], times["baseline"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    target = case.targets.get(name)
+    saved_ratio = saved[name] / saved["baseline"]
+    saved_target = SAVED_TARGET if case.saved_target and name in ARMS else None
     return {
-        "setting": {k: v for k, v in vars(args).items() if k != "json"},
-        "n_rounds": args.rounds,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else _cpu(),
+        "arm": name,
+        "step_ms": 1e3 * statistics.median(times[name]),
+        "ratio": middle,
+        "ratio_quartiles": [low, high],
+        "ratio_of_minima": min(times[name]) / min(times["baseline"]),
+        "target": target,
+        "saved_ratio": saved_ratio,
+        "saved_target": saved_target,
+        "flops_ratio": flops[name] / flops["baseline"],
+        "passed": (target is None or middle <= target)
+        and (saved_target is None or saved_ratio <= saved_target),
+    }
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """A case as a Markdown table."""
+    case = result["case"]
+    shape = "x".join(map(str, case["memory"]))
+    way = [
+        f"{case['image']} px, batch {case['batch']}, memory {shape}, {case['readers']} readers",
+        f"{case['device']}, {case['threads']} thread(s), {case['compiled'] or 'eager'}",
+        *(["channels_last"] if case["channels_last"] else []),
+        *(["bf16 autocast"] if case["amp"] else []),
+        f"n = {result['n_rounds']} rounds of {case['inner']} step(s)",
+    ]
+    lines = [
+        f"**{case['name']}**: {', '.join(way)}",
+        "",
+        "| arm | step ms | ratio | quartiles | target | | naive | saved | naive saved | FLOPs |",
+        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    rows = {row["arm"]: row for row in result["rows"]}
+    lines += [
+        _line(row, rows.get(f"{name} naive")) for name, row in rows.items() if " " not in name
+    ]
+    return "\n".join(lines)
+
+
+def _line(row: Mapping[str, Any], naive: Mapping[str, Any] | None) -> str:
+    low, high = row["ratio_quartiles"]
+    targets = row["target"] or row["saved_target"]
+    cells = [
+        row["arm"],
+        f"{row['step_ms']:.2f}",
+        f"{row['ratio']:.3f}",
+        f"{low:.3f} to {high:.3f}",
+        f"{row['target']:.2f}" if row["target"] else "",
+        ("pass" if row["passed"] else "**FAIL**") if targets else "",
+        f"{naive['ratio']:.3f}" if naive else "",
+        f"{row['saved_ratio']:.3f}",
+        f"{naive['saved_ratio']:.2f}" if naive else "",
+        f"{row['flops_ratio']:.3f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def machine() -> dict[str, str]:
+    """Where this was measured."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "cpu": _cpu(),
+        "gpu": gpu,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),
-        "rows": rows,
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 
 def _cpu() -> str:
     try:
         with open("/proc/cpuinfo") as file:
-            return next(
-                line.split(":")[1].strip() for line in file if line.startswith("model name")
-            )
-    except (OSError, StopIteration):
+            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+        return names[0]
+    except (OSError, IndexError):
         return platform.processor() or platform.machine()
+
+
+def choose(args: argparse.Namespace) -> list[Case]:
+    """The cases that were asked for, with what the options change."""
+    cases = list(CPU_CASES + GPU_CASES if torch.cuda.is_available() else CPU_CASES)
+    if args.quick:
+        cases = [replace(_QUICK, rounds=3, inner=1, naive=("sample",))]
+    if args.only:
+        cases = [c for c in cases if any(word in c.name for word in args.only)]
+    changes: dict[str, Any] = {}
+    if args.rounds:
+        changes["rounds"] = args.rounds
+    if args.threads:
+        changes["threads"] = args.threads
+    if args.compile:
+        changes["compiled"] = "default"
+    if args.channels_last:
+        changes["channels_last"] = True
+    if args.amp:
+        changes["amp"] = True
+    return [replace(c, **changes) for c in cases]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--net", default="resnet8", choices=sorted(BACKBONES), metavar="NAME")
-    parser.add_argument("--setting", nargs="*", default=None, metavar="KEY=VALUE")
-    parser.add_argument("--image", type=int, default=16, help="side, pixels")
-    parser.add_argument("--channels", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--memory", type=int, nargs=3, default=[4, 4, 16])
-    parser.add_argument("--readers", default="block", choices=["block", "all"])
-    parser.add_argument("--update-width", type=int, default=16)
-    parser.add_argument("--kernel-size", type=int, default=3)
-    parser.add_argument("--arms", nargs="*", default=["static", "sample", "batch"], choices=ARMS)
-    parser.add_argument("--naive", action="store_true", help="also measure concatenation")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--inner", type=int, default=5, help="steps of an arm in a row, per round")
-    parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="one small case, 3 rounds")
+    parser.add_argument("--only", nargs="*", metavar="TEXT", help="cases whose name contains it")
+    parser.add_argument("--rounds", type=int, help="at least 2")
+    parser.add_argument("--threads", type=int, help="instead of what a case says")
     parser.add_argument("--compile", action="store_true", help="torch.compile(fullgraph=True)")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    if args.setting is None:
-        args.setting = ["width=8"] if args.net == "resnet8" else []
-    return args
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse()
-    result = measure(args)
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print a table per case as it is finished; 1 if a target was missed."""
+    args = parse(argv)
+    cases = choose(args)
+    if not cases:
+        names = ", ".join(c.name for c in CPU_CASES + GPU_CASES)
+        print(f"no case contains {args.only}; there are: {names}", file=sys.stderr)
+        return 2
+    where = machine()
+    print(", ".join(f"{k} {v}" for k, v in where.items()), flush=True)
+    results = []
+    for i, case in enumerate(cases, 1):
+        print(f"[{i}/{len(cases)}] {case.name}...", file=sys.stderr, flush=True)
+        results.append(measure(case))
+        print(f"\n{describe(results[-1])}", flush=True)
     if args.json:
-        print(json.dumps(result, indent=1))
-        return
-    print(f"{args.net}, {args.image} px, batch {args.batch}, memory {args.memory}, {args.readers}")
-    print(
-        f"{result['device']}, {args.threads} thread(s), torch {result['torch']}, n = {args.rounds}"
-    )
-    print(f"{'arm':16} {'step ms':>8} {'ratio':>6} {'quartiles':>12} {'saved':>6} {'FLOPs':>6}")
-    for row in result["rows"]:
-        low, high = row["ratio_quartiles"]
-        print(
-            f"{row['arm']:16} {row['step_ms']:8.2f} {row['ratio']:6.3f} {low:6.3f}-{high:5.3f} "
-            f"{row['saved_ratio']:6.3f} {row['flops_ratio']:6.3f}"
-        )
+        args.json.write_text(json.dumps({"machine": where, "results": results}, indent=1) + "\n")
+    missed = [
+        (r["case"]["name"], row["arm"]) for r in results for row in r["rows"] if not row["passed"]
+    ]
+    print("\nall targets met" if not missed else f"\nmissed: {missed}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,7 +24,7 @@ def network(**settings: Any) -> nn.Module:
         "init": "normal",
         "example_input": torch.zeros(1, 3, 16, 16),
     }
-    return attach(net, **given, **settings)[0]
+    return attach(net, **{**given, **settings})[0]
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -43,10 +43,13 @@ def test_every_arm_is_captured_as_one_graph(arm: str, mode: str) -> None:
     assert model.fc.weight.grad is not None
 
 
-@pytest.mark.parametrize("write", ["none", "sample", "batch"])
-def test_a_compiled_training_step_has_the_same_gradients(write: str) -> None:
+@pytest.mark.parametrize(
+    ("write", "memory_shape"),
+    [("none", (4, 4, 8)), ("sample", (4, 4, 8)), ("batch", (4, 4, 8)), ("sample", (2, 2, 16))],
+)
+def test_a_compiled_training_step_has_the_same_gradients(write: str, memory_shape: Any) -> None:
     torch._dynamo.reset()
-    plain, model = network(write=write), network(write=write)
+    plain, model = (network(write=write, memory_shape=memory_shape) for _ in range(2))
     compiled = torch.compile(model, fullgraph=True)
     x = torch.randn(4, 3, 16, 16)
     for net in (plain, compiled):
