@@ -60,8 +60,8 @@ def address(folder) -> Iterator[str]:
         wait_for(f"http://127.0.0.1:{port}/health")
         yield f"http://127.0.0.1:{port}/"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        os.killpg(server.pid, signal.SIGKILL)  # it waits for open pages if asked nicely
+        server.wait(timeout=60)
 
 
 def wait_for(url: str) -> None:
