@@ -80,6 +80,9 @@ def read_results(folder: Path) -> tuple[Study, History]:
     from aim_tune.ledger import read_history
     from aim_tune.spec.study import Study
 
+    if not (folder / "ledger.jsonl").is_file() and (near := sorted(folder.glob("*/ledger.jsonl"))):
+        names = ", ".join(str(path.parent) for path in near[:5])
+        raise UserError(f"{folder} holds several studies, not one; name one of {names}")
     history = read_history(folder / "ledger.jsonl")
     if history.declared is None:
         raise UserError(f"{folder / 'ledger.jsonl'} is empty: the search has not begun yet")

@@ -132,6 +132,12 @@ def config_text(config: Mapping[str, Any], catalog: Catalog) -> str:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration of a file. Raises UserError where it is not one."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the file, such as {path / 'best_config.yaml'}")
+    if not path.is_file():
+        raise UserError(
+            f"{path} is not there; make one: python -m aim_tune.export results/NAME -o {path}"
+        )
     config = load_plain(path)
     if not str(config.get("format", "")).startswith(CONFIG_FORMAT):
         raise UserError(

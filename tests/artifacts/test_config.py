@@ -95,3 +95,14 @@ def test_a_file_of_an_older_version_without_others_still_reads(config, tmp_path:
     assert asked(read)[1].steps == {}
     with pytest.raises(ValueError, match="unknown arm 'baseline'"):
         for_arm(read, "baseline")
+
+
+def test_a_file_that_is_not_there_and_a_folder_are_told_apart(tmp_path: Path):
+    with pytest.raises(
+        ValueError, match=r"no\.yaml is not there; make one: python -m aim_tune\.export"
+    ):
+        read_config(tmp_path / "no.yaml")
+    with pytest.raises(
+        ValueError, match=r"is a folder; name the file, such as .*best_config\.yaml"
+    ):
+        read_config(tmp_path)
