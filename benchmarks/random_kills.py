@@ -234,7 +234,7 @@ def in_mlflow(round_: Round) -> dict[str, float | None]:
         round_.server.start()
     round_.server.wait()
     folder = str(round_.ledger.parent)
-    fill = [sys.executable, "-m", "aim_tune.report", folder, "--mlflow"]
+    fill = [sys.executable, "-m", "aim_tune.track", folder]
     subprocess.run([*fill, "--tracking-uri", round_.server.uri], env=round_.environment(),
                    check=True, stdout=subprocess.DEVNULL)  # fmt: skip
     client = MlflowClient(round_.server.uri)
