@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from aim_tune.errors import ResourceError
-from aim_tune.ledger import History, Training, read_history
+from aim_tune.ledger import History, read_history
 from aim_tune.spec.study import Study
-from aim_tune.tracking.content import experiment_name, retrained_content
 from aim_tune.tracking.place import default_uri, page, shown, unreachable
 from aim_tune.tracking.store import Store
 from aim_tune.tracking.writer import Finish, Writer
@@ -33,33 +32,6 @@ OPEN_S = 120.0
 """How long `start` waits for a store that does answer (a first schema takes 3 s and more), seconds."""
 LONGEST_PAUSE_S = 30.0
 """Longest time between two tries of a store that does not answer, seconds."""
-
-
-def log_retrained(
-    *,
-    study: Study,
-    history: History,
-    training: Training,
-    note: str,
-    files: Sequence[Path],
-    results: Path,
-    uri: str | None = None,
-) -> str:
-    """Log one retraining with its files, and return the name of its experiment.
-
-    `history` holds the records of this training alone. It goes to an experiment of its own, so that
-    the study's holds what the ledger holds. Raises ResourceError where the store cannot be reached.
-    """
-    name = f"{experiment_name(study)}/retrained"
-    artifacts = None if uri else results / "mlartifacts" / study.name / "retrained"
-    store = Store(uri or default_uri(results), artifacts=artifacts)
-    store.open(name, f"Networks retrained from exported configurations of {study.name}.", "")
-    try:
-        seen = store.write(retrained_content(study, history, training, note), None)
-        store.attach(seen, files)
-    except Exception as error:
-        raise unreachable(store.uri, error) from error
-    return name
 
 
 class Mirror:
