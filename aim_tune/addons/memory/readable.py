@@ -17,8 +17,11 @@ from aim_tune.addons.dry_run import BATCH, Call, Trace
 from aim_tune.addons.memory.layout import token_grid
 from aim_tune.errors import AttachError, unknown
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 LINEAR_LAYOUTS = {2: "flat", 3: "tokens", 4: "map_last"}
 """Dimensions of a Linear layer's input -> how its features come (see UpdateBlock)."""
+
+NO_BATCH = "its input is not a batch of images, tokens or vectors (windows; or batch_first=False)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +60,29 @@ def readable(model: nn.Module, trace: Trace) -> tuple[list[Reader], list[tuple[s
                 skipped.append((name, reason))
             else:
                 found.append(_reader(name, module, calls[0]))
+    found, alike = _without_windows(model, found, skipped)
+    skipped += alike
     if any(r.grid != (1, 1) for r in found):  # then layers without positions have nothing to read
         skipped += [(r.name, "its input has one position") for r in found if r.grid == (1, 1)]
         found = [r for r in found if r.grid != (1, 1)]
     return sorted(found, key=lambda r: r.start), skipped
+
+
+def _without_windows(
+    model: nn.Module, found: Sequence[Reader], skipped: Sequence[tuple[str, str]]
+) -> tuple[list[Reader], list[tuple[str, str]]]:
+    """Readers without those that see one window only at this image size, and these with the reason:
+    elsewhere in the network, layers of the same part of the same class see windows folded into the batch."""
+
+    def kind(name: str) -> tuple[type, str]:
+        parent, _, own = name.rpartition(".")
+        return type(model.get_submodule(parent)), own
+
+    windowed = {kind(name) for name, reason in skipped if reason == NO_BATCH}
+    windowed = {k for k in windowed if k[0] not in _CONTAINERS}
+    alike = [r for r in found if kind(r.name) in windowed]
+    reason = "its like elsewhere in this network see windows folded into the batch"
+    return [r for r in found if r not in alike], [(r.name, reason) for r in alike]
 
 
 def named(

@@ -195,6 +195,30 @@ def test_layers_that_see_features_elsewhere_do_not_read() -> None:
     assert reasons["mixing"].startswith("its input is transposed")
 
 
+class Windowed(nn.Module):
+    """Cuts its map into windows of 4 x 4 that go into the batch: one window on a 4 x 4 map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = x.shape[-1] // 4
+        cut = x.unflatten(3, (side, 4)).unflatten(2, (side, 4)).permute(0, 2, 4, 3, 5, 1)
+        cut = self.inner(cut.flatten(1, 3).reshape(len(x) * side * side, 16, 6))
+        return x + cut.mean()
+
+
+def test_a_layer_whose_like_sees_windows_elsewhere_does_not_read_where_there_is_but_one() -> None:
+    net = nn.Sequential(conv(3, 6), Windowed(), nn.MaxPool2d(2), conv(6, 6), Windowed(), conv(6, 6))
+    report = report_of(net, init="normal")
+    assert report.readers == ("0", "3", "5")
+    reasons = dict(report.skipped)
+    assert reasons["1.inner"].startswith("its input is not a batch")
+    assert reasons["4.inner"].startswith("its like elsewhere in this network see windows")
+    assert net(torch.randn(2, 3, 16, 16)).isfinite().all()  # another size: more windows
+
+
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_networks_that_only_pad_otherwise_are_refused_with_the_reason(mode: str) -> None:
     net = nn.Sequential(conv(3, 8, padding_mode=mode), conv(8, 8, padding_mode=mode))
