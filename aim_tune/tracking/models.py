@@ -210,12 +210,10 @@ def _quiet() -> Iterator[None]:
 def _speaking_to(uri: str) -> Iterator[MlflowClient]:
     """A client of one store. A sqlite registry looks logged models up in MLflow's global store, whatever
     its client was told: so that is set meanwhile, and nothing is said."""
-    tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    before = mlflow.get_tracking_uri() if mlflow.tracking.is_tracking_uri_set() else ""
     try:
         with _quiet():
             mlflow.set_tracking_uri(uri)
-            mlflow.set_registry_uri(uri)
             yield MlflowClient(tracking_uri=uri, registry_uri=uri)
     finally:
-        mlflow.set_tracking_uri(tracking)
-        mlflow.set_registry_uri(registry)
+        mlflow.set_tracking_uri(before)
