@@ -142,8 +142,12 @@ def _uncovered(verdict: Verdict) -> list[str]:
 
 
 def _extended(verdict: Verdict) -> list[str]:
-    text = "Blocks were added after the plan: the interval is anytime-valid."
-    return [text] if verdict.extended else []
+    if not verdict.extended:
+        return []
+    return [
+        "Blocks were added after the plan: the interval is anytime-valid, and judged at 1 %, as the plan's "
+        "end has spent 5 %."
+    ]
 
 
 def _sign_flip(verdict: Verdict) -> list[str]:

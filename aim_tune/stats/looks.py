@@ -20,7 +20,7 @@ from scipy import stats
 from aim_tune.ledger import History
 from aim_tune.spec.study import Study
 from aim_tune.stats.amounts import blocks_to_run
-from aim_tune.stats.paired import ALPHA
+from aim_tune.stats.paired import ADDED, ALPHA
 
 DRAWS = 400_000
 """Simulated studies behind a level: repeated draws agree within 0.0002."""
@@ -48,7 +48,7 @@ def looks_of(study: Study, history: History, blocks: tuple[int, ...]) -> Iterato
     end = blocks_to_run(study, history)
     interim = len(blocks) < end
     if history.blocks is not None:
-        yield Look(blocks=blocks, anytime=True, interim=interim)
+        yield Look(blocks=blocks, alpha=ADDED, anytime=True, interim=interim)
         return
     sizes = tuple(study.protocol.looks)
     reached = [size for size in sizes if blocks[:size] == tuple(range(size))]

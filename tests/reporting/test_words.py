@@ -212,7 +212,8 @@ def test_notes_state_budget_gap_pairing_sign_flip_and_looks():
         "Correlation of the two arms achieved by pairing: 0.95 over twins (validation), 0.40 over blocks (test).",
         "Exact sign-flip p = 0.00195.",
         "1 confirm pair has no score of both arms and is left out.",
-        "Blocks were added after the plan: the interval is anytime-valid.",
+        "Blocks were added after the plan: the interval is anytime-valid, and judged at 1 %, as the plan's end has "
+        "spent 5 %.",
         "2nd study on this test data.",
     ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from aim_tune.ledger import History
 from aim_tune.stats.looks import Look, look_level, looks_of
-from aim_tune.stats.paired import Sample
+from aim_tune.stats.paired import ADDED, Sample
 from aim_tune.stats.simulate import example_study
 
 
@@ -79,7 +79,7 @@ def test_blocks_added_later_make_planned_looks_void():
     history = History()
     history.apply({"event": "extended", "time": 0.0, "blocks": 24})
     (now,) = looks_of(planned((8, 12, 20)), history, tuple(range(20)))
-    assert (now.anytime, now.interim, now.number, now.alpha) == (True, True, None, 0.05)
+    assert (now.anytime, now.interim, now.number, now.alpha) == (True, True, None, ADDED)
 
 
 def closed(blocks):

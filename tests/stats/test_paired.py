@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from aim_tune.stats.paired import (
+    ADDED,
     Sample,
     anytime_half_width,
     anytime_in_errors,
@@ -233,22 +234,22 @@ def test_the_blocks_that_would_decide_are_the_first_that_find_the_effect():
     sd = np.std(sample.differences, ddof=1)
 
     def points(size):
-        return sd / size**0.5 * (anytime_in_errors(size) + stats.t.ppf(0.8, size - 1))
+        return sd / size**0.5 * (anytime_in_errors(size, ADDED) + stats.t.ppf(0.8, size - 1))
 
     assert points(needed) <= 1.0 < points(needed - 1)
     assert needed > 43  # (1.96 + 0.84)^2 sd^2 for a plan made before: looking again costs more
 
 
 def test_200_blocks_by_hand():
-    """B = 200, c = 1: factor = (sqrt(201) / .05)^(1/100) = 283.549^.01 = 1.058099; room = 1 - 1.058099
-    / 201 = .994736; half width in errors = sqrt(.058099 x 199 / .994736) = 3.409234; t(.8, 199) = .843431:
-    4.252665 errors. Differences +-4: s^2 = 16 x 6 / 5 = 19.2; error at 200 = sqrt(.096) = .309839."""
+    """B = 200, c = 1: factor = (sqrt(201) / .01)^(1/100) = 1417.74^.01 = 1.075266; room = 1 - 1.075266
+    / 201 = .994650; half width in errors = sqrt(.075266 x 199 / .994650) = 3.880531; t(.8, 199) = .843431:
+    4.723963 errors. Differences +-4: s^2 = 16 x 6 / 5 = 19.2; error at 200 = sqrt(.096) = .309839."""
     sample = Sample(differences=np.array([4.0, -4.0, 4.0, -4.0, 4.0, -4.0]))
     far = reach(sample, 0.5)
     assert (far.blocks, far.limit) == (None, "blocks")
-    assert far.points == pytest.approx(4.252665 * 0.309839, rel=1e-5)  # 1.31764 points
-    assert reach(sample, 1.3177).blocks == 200
-    assert reach(sample, 1.3175).blocks is None
+    assert far.points == pytest.approx(4.723963 * 0.309839, rel=1e-5)  # 1.46367 points
+    assert reach(sample, 1.4637).blocks == 200
+    assert reach(sample, 1.4636).blocks is None
 
 
 def test_blocks_cannot_buy_what_the_test_examples_lack():
@@ -280,5 +281,5 @@ def test_the_named_number_of_blocks_finds_the_effect_in_80_percent():
     found = 0
     for _ in range(400):
         study = Sample(differences=rng.normal(0.7, 1, size), anytime=True)
-        found += study.interval()[0] > 0
+        found += study.interval(ADDED)[0] > 0
     assert 0.75 <= found / 400 <= 0.88

@@ -371,11 +371,11 @@ def test_beyond_200_blocks_no_number_is_named_but_what_200_would_find():
 
     Examples: 24 means of +-100/6, so 24 (100/6)^2 / 399 / 400 = .0417711; cells: (240,000 in all - 2,400
     of blocks - 40,000 of examples) / (5 x 399) / 2,400 = .0412698; their difference, .0005013, stays. At
-    200 blocks: .0005013 + 1.2 / 200 = .0065013, its root .0806307, times 4.252665 (test_paired).
+    200 blocks: .0005013 + 1.2 / 200 = .0065013, its root .0806307, times 4.723963 (test_paired).
     """
     v = verdict_of(gains({"aim": [4, -4] * 3}, examples=400), blocks=6, rope_points=0.1)
     assert (v.verdict, v.blocks_to_decide, v.reach_limit) == ("no_evidence", None, "blocks")
-    assert v.reach_points == pytest.approx(0.0806307 * 4.252665, rel=1e-4)
+    assert v.reach_points == pytest.approx(0.0806307 * 4.723963, rel=1e-4)
 
 
 def looking(
