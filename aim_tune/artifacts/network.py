@@ -81,7 +81,8 @@ def read_network(
     """
     ((arm, point),) = request.arms.items()
     catalog = catalog_of(study.plugins)
-    model = build_arm(study, catalog, arm, point, streams=request.streams, info=info)
+    with torch.inference_mode(False):  # people load where they predict; building needs more
+        model = build_arm(study, catalog, arm, point, streams=request.streams, info=info)
     try:
         model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
