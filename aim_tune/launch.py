@@ -312,7 +312,7 @@ class _Run:
             with Progress(study, console=self.console, slots=engine.slots, history=history) as bar:
                 conductor = Conductor(
                     study,
-                    Machine(study, allotted=allotted),
+                    Machine(study, allotted=allotted, recorded=history.requests.get),
                     ledger,
                     labels,
                     [bar.event, *listeners],

@@ -183,7 +183,8 @@ def resumed(path: Path, study: Study) -> float:
     """Seconds from opening the ledger of a finished study until nothing is left to run."""
     start = time.perf_counter()
     with Ledger(path / "ledger.jsonl") as ledger:
-        conductor = Conductor(study, Machine(study), ledger, LABELS)
+        machine = Machine(study, recorded=ledger.history.requests.get)
+        conductor = Conductor(study, machine, ledger, LABELS)
         assert not isinstance(conductor.next_job(), Job)
         assert conductor.finished
     return time.perf_counter() - start

@@ -3,7 +3,8 @@
 The conductor asks the machine, leaves out what the ledger already holds, queues the rest as jobs,
 writes every event to the ledger, gives lost jobs back (at most ATTEMPTS per training, counted from
 the ledger, so across restarts), scores confirm pairs and tells the machine. Resuming is no special
-case: a recorded request is asked again, must be the same, and is told from the record.
+case: a recorded request is asked again, must be the same, and is told from the record. (Points that TPE
+proposed are the record's where the machine was given it: only their being in the space is checked.)
 It starts no process and knows no engine; one thread calls it.
 """
 

@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from aim_tune.errors import UserError
-from aim_tune.protocol.points import even_mean, random_points, same_point, searched_points
+from aim_tune.protocol.points import (
+    Recorded,
+    even_mean,
+    nothing_recorded,
+    random_points,
+    same_point,
+    searched_points,
+)
 from aim_tune.protocol.sampling import Space, middle
 from aim_tune.protocol.stages import Stage, Told, argmax
 from aim_tune.spec.request import Point
@@ -21,7 +28,13 @@ Allotted = Callable[[Recipe], int]
 """Optimizer steps of a training."""
 
 
-def twin_stage(study: Study, space: Space, block: int, arms: Sequence[str]) -> Stage:
+def twin_stage(
+    study: Study,
+    space: Space,
+    block: int,
+    arms: Sequence[str],
+    recorded: Recorded = nothing_recorded,
+) -> Stage:
     """The draws of a block, the same for every arm."""
     protocol, home = study.protocol, f"block/{block}/twin"
     searches = not protocol.draws_at_random
@@ -31,7 +44,7 @@ def twin_stage(study: Study, space: Space, block: int, arms: Sequence[str]) -> S
         order=_order(study, block),
         size=protocol.twins,
         lag=protocol.explore.lag if searches else None,
-        propose=searched_points(study, space, home, protocol.twins, even_mean, arms)
+        propose=searched_points(study, space, home, protocol.twins, even_mean, arms, recorded)
         if searches
         else random_points(study, space, home, arms),
         place=lambda number: (f"block/{block}", f"{home}/{number}"),

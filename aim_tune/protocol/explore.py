@@ -15,10 +15,13 @@ from statistics import fmean, median
 from typing import Any
 
 from aim_tune.protocol.points import (
+    Recorded,
     addon_mean,
+    nothing_recorded,
     point_seed,
     prefixed,
     same_point,
+    values_of,
     whole_space,
 )
 from aim_tune.protocol.sampling import Direction, Space, Stopped, TpeSearch, Value, nearest
@@ -53,7 +56,7 @@ class Chosen:
 class ExploreStage(Stage):
     """The search by TPE over everything, all trials on one set of streams."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, recorded: Recorded = nothing_recorded) -> None:
         explore = study.protocol.explore
         super().__init__(
             kind="explore",
@@ -68,7 +71,8 @@ class ExploreStage(Stage):
         self._seen: dict[str, int] = {}
         """Shared and add-on settings -> the first trial that had them."""
         self._repeats: list[bool] = []
-        space = whole_space(study)
+        self._recorded = recorded
+        self._space = space = whole_space(study)
         self._search = TpeSearch(
             space,
             trials=explore.trials,
@@ -80,7 +84,11 @@ class ExploreStage(Stage):
         )
 
     def _propose_point(self, number: int, results: Sequence[Scores | None]) -> dict[str, Point]:
-        values = self._search.ask(self._value, seed=point_seed(self.study, "explore", number))
+        values = self._search.ask(
+            self._value,
+            seed=point_seed(self.study, "explore", number),
+            recorded=values_of(self._recorded(f"explore/{number}"), self._space),
+        )
         self._repeats.append(self._seen.setdefault(canonical(values), number) < number)
         return same_point(values, self.study.explore_arms)
 

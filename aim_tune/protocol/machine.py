@@ -24,7 +24,7 @@ from aim_tune.protocol.blocks import (
 )
 from aim_tune.protocol.explore import Chosen, ExploreStage, choose, finals_stage
 from aim_tune.protocol.gates import Gate
-from aim_tune.protocol.points import whole_space
+from aim_tune.protocol.points import Recorded, nothing_recorded, whole_space
 from aim_tune.protocol.reruns import Pool, rerun_stage
 from aim_tune.protocol.sampling import Space
 from aim_tune.protocol.stages import Stage, Told, known
@@ -56,17 +56,24 @@ class Machine:
     Requests come block by block; a block's confirm pairs come before twins of later blocks as soon as
     the block's twins are told. Cost of ask and tell does not grow with the number of blocks. Where
     looks are planned, or a budget or arms that wait, `ask` may give a Gate, to be answered. `allotted`
-    is what a recipe grants in steps; shortened and matched trainings are a multiple of it.
+    is what a recipe grants in steps; shortened and matched trainings are a multiple of it. Points that
+    TPE proposed before are taken from `recorded`: proposing 10,000 again is most of a resume's time.
+    Everything else is derived anew, for the conductor to compare.
     """
 
     def __init__(
-        self, study: Study, *, allotted: Allotted = lambda recipe: recipe.steps or 0
+        self,
+        study: Study,
+        *,
+        allotted: Allotted = lambda recipe: recipe.steps or 0,
+        recorded: Recorded = nothing_recorded,
     ) -> None:
         self.study = study
         self.chosen: Chosen | None = None
         """What explore chose; None without explore and before its end."""
         self._seed = study.protocol.seed
-        self._explore = ExploreStage(study) if study.protocol.explore.trials else None
+        self._recorded = recorded
+        self._explore = ExploreStage(study, recorded) if study.protocol.explore.trials else None
         self._outstanding: dict[str, tuple[Stage, int, tuple[str, ...]]] = {}
         self._ready: list[tuple[int, Stage]] = []
         """Heap of the stages that may ask, by the place of their next request (places differ)."""
@@ -140,7 +147,7 @@ class Machine:
         if block < self._end:
             if self._measured(self.study.main_arms):
                 arms = self.study.main_arms
-                self._queue(twin_stage(self.study, self._space, block, arms))
+                self._queue(twin_stage(self.study, self._space, block, arms, self._recorded))
                 self._next_block += 1
         elif self._whole == self._end:
             return self._open_later()

@@ -11,12 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from aim_tune.protocol.sampling import Space, TpeSearch, draw
+from aim_tune.protocol.sampling import Space, TpeSearch, contains, draw
 from aim_tune.protocol.stages import Propose, Scores, mean
-from aim_tune.spec.request import Point
+from aim_tune.spec.request import Point, Request
 from aim_tune.spec.space import Domain, Fixed
 from aim_tune.spec.study import BASELINE, Study
 from aim_tune.spec.values import derive_seed
+
+Recorded = Callable[[str], Request | None]
+"""Position -> the request that was asked there before, if any."""
+
+
+def nothing_recorded(position: str) -> Request | None:
+    """Of a study that begins."""
+    return None
 
 
 def whole_space(
@@ -57,8 +65,10 @@ def searched_points(
     trials: int,
     value: Callable[[Study, Scores], float | None],
     arms: Sequence[str] | None = None,
+    recorded: Recorded = nothing_recorded,
 ) -> Propose:
-    """Proposals by TPE told `value` of each result, for all arms of the study or for `arms`."""
+    """Proposals by TPE told `value` of each result, for all arms of the study or for `arms`; what is
+    `recorded` is not proposed again."""
     search = TpeSearch(space, trials=trials, lag=study.protocol.explore.lag)
 
     def propose(number: int, results: Sequence[Scores | None]) -> dict[str, Point]:
@@ -67,7 +77,11 @@ def searched_points(
             assert scores is not None, "the lag holds a request back until this is told"
             return value(study, scores)
 
-        found = search.ask(known, seed=point_seed(study, home, number))
+        found = search.ask(
+            known,
+            seed=point_seed(study, home, number),
+            recorded=values_of(recorded(f"{home}/{number}"), space),
+        )
         return same_point(found, study.arms if arms is None else arms)
 
     return propose
@@ -78,6 +92,16 @@ def same_point(values: Mapping[str, Any], arms: Sequence[str]) -> dict[str, Poin
     shared = _part(values, "shared.")
     addon = _part(values, "addon.")
     return {arm: Point(shared=shared, addon={} if arm == BASELINE else addon) for arm in arms}
+
+
+def values_of(request: Request | None, space: Space) -> dict[str, Any] | None:
+    """The proposal that became `request`, inverse of `same_point`; None where the request does not tell
+    it (no arm has the add-on part) or it is no point of the space: it is then proposed again."""
+    for point in request.arms.values() if request else ():
+        values = {**prefixed("shared.", point.shared), **prefixed("addon.", point.addon)}
+        if contains(space, values):
+            return {name: values[name] for name in sorted(values)}
+    return None
 
 
 def addon_mean(study: Study, scores: Scores) -> float | None:

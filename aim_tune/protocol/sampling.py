@@ -159,6 +159,27 @@ def _distance(one: Any, other: Any) -> float:
     return abs(math.log(one / other)) if known and one > 0 and other > 0 else math.inf
 
 
+def contains(space: Space, values: Mapping[str, Any]) -> bool:
+    """Whether `values` is a point of the space: each name once, and what its domain allows.
+
+    >>> contains({"lr": Uniform(0.1, 1.0)}, {"lr": 0.5}), contains({"lr": Uniform(0.1, 1.0)}, {"lr": 2.0})
+    (True, False)
+    """
+    return values.keys() == space.keys() and all(_holds(space[k], v) for k, v in values.items())
+
+
+def _holds(domain: Domain, value: Any) -> bool:
+    match domain:
+        case Fixed(known):
+            return json.dumps(value) == json.dumps(known)
+        case Choice(options):
+            return json.dumps(value) in map(json.dumps, options)
+        case Uniform(low, high):
+            return isinstance(value, float) and low <= value <= high
+        case IntUniform(low, high):
+            return type(value) is int and low <= value <= high
+
+
 @dataclass(frozen=True)
 class Stopped:
     """A trial that was ended early."""
@@ -179,7 +200,8 @@ class TpeSearch:
 
     Results are told in order and exactly up to number i - lag before ask i, the others count as
     running, however many are known by then: the sequence does not depend on timing. `start` is the
-    first point; without it the first is drawn as the others are.
+    first point; without it the first is drawn as the others are. Points that are on record are taken as
+    they are and cost nothing until TPE has something new to propose.
     """
 
     def __init__(
@@ -192,29 +214,51 @@ class TpeSearch:
         directions: Sequence[Direction] = ("maximize",),
     ) -> None:
         self.lag = lag
-        self.study = optuna.create_study(
-            directions=directions,
-            sampler=optuna.samplers.RandomSampler(seed=0),  # replaced at every ask
-        )
-        if start is not None:
-            self.study.enqueue_trial(encode(space, start))
+        self._silent = optuna.samplers.RandomSampler(seed=0)
+        self.study = optuna.create_study(directions=directions, sampler=self._silent)
+        self._start = start
         self._space = space
         self._distributions = distributions(space)
         self._startup = min(MOST_STARTUP_TRIALS, max(1, trials // 2))
+        self._recorded: list[Mapping[str, Any]] = []
+        """Points on record that Optuna does not know yet."""
         self._trials: list[optuna.Trial] = []
         self._told = 0
 
-    def ask(self, value: Callable[[int], Value], *, seed: int) -> dict[str, Any]:
-        """The next point. `value` gives what came of a trial by its number."""
+    def ask(
+        self,
+        value: Callable[[int], Value],
+        *,
+        seed: int,
+        recorded: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The next point. `value` gives what came of a trial by its number; `recorded` is what this ask
+        has given before, if it was ever made."""
+        if recorded is not None:
+            self._recorded.append(recorded)
+            return dict(recorded)
+        for values in self._recorded:
+            self._begin(values)
+        self._recorded.clear()
         while self._told <= len(self._trials) - self.lag:
             self._tell(self._trials[self._told], value(self._told))
             self._told += 1
-        self.study.sampler = optuna.samplers.TPESampler(
-            seed=seed % 2**32, n_startup_trials=self._startup
-        )
-        trial = self.study.ask(fixed_distributions=self._distributions)
-        self._trials.append(trial)
+        if self._start is not None and not self._trials:
+            trial = self._begin(self._start)
+        else:
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=seed % 2**32, n_startup_trials=self._startup
+            )
+            trial = self._begin()
         return decode(self._space, trial.params)
+
+    def _begin(self, values: Mapping[str, Any] | None = None) -> optuna.Trial:
+        """A new trial: of `values`, which asks no sampler for anything, or as the sampler proposes."""
+        if values is not None:
+            self.study.sampler = self._silent
+            self.study.enqueue_trial(encode(self._space, values))
+        self._trials.append(self.study.ask(fixed_distributions=self._distributions))
+        return self._trials[-1]
 
     def _tell(self, trial: optuna.Trial, value: Value) -> None:
         """NaN and inf are failures: Optuna would take inf for a result."""

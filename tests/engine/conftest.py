@@ -142,6 +142,7 @@ def lab() -> Any:
         @staticmethod
         def conduct(study: Study, ledger: Any = None, **kwargs: Any) -> tuple[Conductor, Any]:
             ledger = ledger or MemoryLedger()
-            return Conductor(study, Machine(study), ledger, LABELS, **kwargs), ledger
+            machine = Machine(study, recorded=ledger.history.requests.get)
+            return Conductor(study, machine, ledger, LABELS, **kwargs), ledger
 
     return Lab

@@ -38,7 +38,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def run(study: Study, ledger: Any, engine: Any = in_process, slots: int = 1) -> History:
-    conductor = Conductor(study, Machine(study), ledger, None)
+    machine = Machine(study, recorded=ledger.history.requests.get)
+    conductor = Conductor(study, machine, ledger, None)
     with engine.opened(study, slots=slots) as opened:
         opened.run(conductor, study, None)
     return ledger.history
