@@ -138,7 +138,7 @@ def _search(args: argparse.Namespace, stop: Stop) -> int:
     if args.json:
         print(json.dumps(_as_json(outcome), indent=2))
     else:
-        _show(outcome, console)
+        _show(outcome, console, far=_on_the_head(args.address))
     return _exit_code(outcome, args.fail_unless)
 
 
@@ -170,15 +170,18 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _show(outcome: Outcome, console: Console) -> None:
-    """The verdict, where everything lies, and what to do next; of a quiet console the verdict only."""
+def _show(outcome: Outcome, console: Console, *, far: bool = False) -> None:
+    """The verdict, where everything lies, and what to do next; of a quiet console the verdict only.
+
+    `far`: this is the head of a cluster, and who reads it sits elsewhere.
+    """
     from aim_tune.reporting.terminal import show_summary
     from aim_tune.reporting.words import sentence
 
     if console.quiet:
         print(sentence(outcome.verdict))
     shown = {what: _short(path) for what, path in outcome.paths.items()}
-    commands = _next_commands(outcome.folder)
+    commands = _from_the_laptop(outcome.study.name) if far else _next_commands(outcome.folder)
     show_summary(console, outcome.verdict, paths=shown, commands=commands, views=outcome.views)
 
 
@@ -190,6 +193,24 @@ def _next_commands(results: Path) -> dict[str, str]:
         "export": f"python -m aim_tune.export {folder} -o best_config.yaml",
         "retrain": "python -m aim_tune.retrain best_config.yaml",
     }
+
+
+def _from_the_laptop(name: str) -> dict[str, str]:
+    """The same with FILE, the cluster file, in place of paths of the head."""
+    return {
+        "browse": "python -m aim_tune.cluster ui FILE",
+        "fetch": f"python -m aim_tune.cluster fetch FILE {name}",
+        "retrain": f"python -m aim_tune.retrain results/{name}/best_config.yaml",
+        "end": "ray down -y FILE",
+    }
+
+
+def _on_the_head(address: str | None) -> bool:
+    if not address:
+        return False
+    from aim_tune.engine.nodes import storage_of_the_cluster
+
+    return storage_of_the_cluster() is not None
 
 
 def _exit_code(outcome: Outcome, wanted: str | None) -> int:

@@ -30,7 +30,7 @@ HOME = "/root"
 BUCKET = "s3://lab/aim_tune"
 SERVER = "http://10.77.0.2:9000"
 """An S3 server, on the laptop: the only make-believe machine that never loses power."""
-BUDGET = ("recipe.steps=40", "protocol.blocks=3", "protocol.twins=1", "protocol.explore.trials=2",
+BUDGET = ("recipe.steps=200", "protocol.blocks=3", "protocol.twins=1", "protocol.explore.trials=2",
           "protocol.explore.lag=1")  # fmt: skip
 """Three blocks run side by side: more than one worker, with two CPUs, takes."""
 

@@ -275,6 +275,19 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(
     assert not events(tmp_path / "out" / "tiny", "declared")
 
 
+def test_on_the_head_of_a_cluster_what_comes_next_is_said_for_the_laptop(
+    finished: Path, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from aim_tune.engine import nodes
+
+    monkeypatch.setattr(nodes, "storage_of_the_cluster", lambda: str(finished.parent / "shared"))
+    assert run("--address", "auto") == 0
+    said = capsys.readouterr().out
+    assert "python -m aim_tune.cluster ui FILE" in said
+    assert "python -m aim_tune.cluster fetch FILE tiny" in said
+    assert "serve.sh" not in said
+
+
 def test_exit_4_where_the_verdict_is_not_the_wanted_one(
     run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
