@@ -5,12 +5,14 @@ Each one is drawn from the history alone and left out where the history has no d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from aim_tune.ledger import History
 from aim_tune.reporting import plots, plots_cost, plots_detail, plots_explore, plots_memory
 from aim_tune.reporting.plots import Importances, Picture
 from aim_tune.spec.study import Study
+from aim_tune.stats.amounts import MOST_WEIGHED
 from aim_tune.stats.verdict import Verdict
 
 
@@ -31,7 +33,7 @@ def pictures(
         plots_cost.time_to_target(study, history),  # 6
         plots_cost.pareto(study, history, verdict),  # 7
         plots_explore.trade_offs(study, history, verdict),  # 7, of explore
-        plots.importance_bars(study, importances or {}, method),  # 8
+        plots.importance_bars(study, importances or {}, _weighed(method, history)),  # 8
         plots_detail.setting_slices(study, history, verdict),  # 9
         plots.learning_curves(study, history),  # 10
         plots_detail.early_ranks(study, history),  # 11
@@ -40,6 +42,14 @@ def pictures(
         plots.budget_ledger(study, verdict),  # 14
     ]
     return [p for p in drawn if p is not None]
+
+
+def _weighed(method: str, history: History) -> str:
+    """How importance was found, with how many trainings it looks at where there are more."""
+    rows = Counter((t.stage, t.arm) for t in history.rows() if t.stage in ("explore", "twin"))
+    if max(rows.values(), default=0) <= MOST_WEIGHED:
+        return method
+    return f"{method} of about {MOST_WEIGHED:,} trainings, spread evenly over the study"
 
 
 AT_THE_END = ("slopes", "pareto", "changes")

@@ -36,6 +36,8 @@ ARM_MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, FAINT, BAND = "#101112", "#d4d8de", "#e9edf2"
 """Text and axes; grid; bands. Stand-ins that become CSS variables."""
 
+MOST_POINTS = 3000
+"""Of one arm in one picture."""
 WIDTH = 4.0
 """Inches: 384 CSS pixels, so that a phone of 375 hardly shrinks the text."""
 
@@ -244,6 +246,8 @@ def twin_scatter(study: Study, history: History, verdict: Verdict) -> Picture | 
     if verdict.arm not in clouds:
         return None
 
+    step = every(clouds[verdict.arm].shape[1])
+
     def draw(figure: Figure) -> None:
         ax = figure.add_subplot()
         low = min(c.min() for c in clouds.values()) - 1
@@ -252,7 +256,10 @@ def twin_scatter(study: Study, history: History, verdict: Verdict) -> Picture | 
         for arm, (own, base) in sorted(clouds.items(), key=lambda item: item[0] == verdict.arm):
             color, marker = arm_look(study.arms, arm)
             faint = 0.8 if arm == verdict.arm else 0.45
-            ax.plot(base, own, marker, color=color, ms=4.5, alpha=faint, mew=0, label=arm)
+            shown = slice(None, None, step)
+            ax.plot(
+                base[shown], own[shown], marker, color=color, ms=4.5, alpha=faint, mew=0, label=arm
+            )
         ax.set_xlim(low, high)
         ax.set_ylim(low, high)
         ax.set_aspect("equal")
@@ -269,9 +276,19 @@ def twin_scatter(study: Study, history: History, verdict: Verdict) -> Picture | 
         name="twins",
         title="Does it help everywhere, or only at bad settings?",
         sentence=f"At the same shared settings {verdict.arm} scores above baseline in {above} of "
-        f"{len(own)} twins{paired}. Above the diagonal the arm is ahead.",
+        f"{len(own)} twins{paired}. Above the diagonal the arm is ahead.{only_every(step, 'twin')}",
         svg=drawn_svg("twins", draw, height=3.6),
     )
+
+
+def every(points: int) -> int:
+    """Every how manieth of so many points is drawn: a page with 30,000 is slow to open and to read."""
+    return -(-points // MOST_POINTS)
+
+
+def only_every(step: int, what: str) -> str:
+    """The sentence that says so; empty where all are drawn."""
+    return f" One {what} in {step} is drawn." if step > 1 else ""
 
 
 def _known_twins(scores_2BN: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from aim_tune.ledger import History, Training, unpack_bits, unpack_ints
-from aim_tune.reporting.plots import INK, Picture, arm_look, drawn_svg
+from aim_tune.reporting.plots import INK, Picture, arm_look, drawn_svg, every, only_every
 from aim_tune.reporting.words import count, signed
 from aim_tune.spec.space import Fixed
 from aim_tune.spec.study import BASELINE, Study
@@ -43,12 +43,12 @@ def setting_slices(study: Study, history: History, verdict: Verdict) -> Picture 
     if not slices:
         return None
     color, marker = arm_look(study.arms, verdict.arm)
-    rows = (len(slices) + 1) // 2
+    rows, step = (len(slices) + 1) // 2, every(len(gaps))
 
     def draw(figure: Figure) -> None:
         for i, (setting, groups) in enumerate(slices.items()):
             ax = figure.add_subplot(rows, min(2, len(slices)), i + 1)
-            _slice(ax, groups, color, marker)
+            _slice(ax, groups, color, marker, step)
             ax.set_title(setting, fontsize=9)
             if i % 2 == 0:
                 ax.set_ylabel("points over baseline")
@@ -62,7 +62,7 @@ def setting_slices(study: Study, history: History, verdict: Verdict) -> Picture 
         sentence=f"{most} moves the median most ({spread[most]:.1f} points), best at {best}: "
         f"{signed(float(np.median(slices[most][best])))} points of validation accuracy over baseline (the "
         f"line at 0) at the same shared settings. {count(len(gaps), 'training')}; bars are medians: a hint "
-        "from the search, no evidence.",
+        f"from the search, no evidence.{only_every(step, 'training')}",
         svg=drawn_svg("slices", draw, height=0.5 + 1.9 * rows),
     )
 
@@ -107,11 +107,14 @@ def _label(value: Any) -> str:
     return "×".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _slice(ax: Axes, groups: Mapping[str, Sequence[float]], color: str, marker: str) -> None:
+def _slice(
+    ax: Axes, groups: Mapping[str, Sequence[float]], color: str, marker: str, step: int
+) -> None:
     ax.axhline(0, color=INK, lw=0.8)
     for x, gaps in enumerate(groups.values()):
-        spread = np.linspace(-0.16, 0.16, len(gaps)) if len(gaps) > 1 else [0.0]
-        ax.plot(x + np.asarray(spread), gaps, marker, color=color, ms=3, alpha=0.5, mew=0)
+        shown = gaps[::step]
+        spread = np.linspace(-0.16, 0.16, len(shown)) if len(shown) > 1 else [0.0]
+        ax.plot(x + np.asarray(spread), shown, marker, color=color, ms=3, alpha=0.5, mew=0)
         ax.plot([x - 0.28, x + 0.28], [np.median(gaps)] * 2, color=color, lw=2.4)
     crowded = sum(map(len, groups)) > 14  # half a picture wide
     ax.set_xticks(range(len(groups)), list(groups), rotation=24 if crowded else 0)

@@ -6,6 +6,9 @@ from __future__ import annotations
 from aim_tune.ledger import History
 from aim_tune.spec.study import MEASURED, Study
 
+MOST_WEIGHED = 2000
+"""Trainings of an arm in a stage that the importance of settings is computed from."""
+
 
 def blocks_to_run(study: Study, history: History) -> int:
     """Blocks in all: as planned, as extended, or fewer where a look decided or the budget was used up."""

@@ -25,6 +25,8 @@ ALPHA = 0.05
 POWER = 0.80
 EXACT_LIMIT = 30
 """Most blocks for which all 2^(B-1) sign patterns are counted (0.01 s)."""
+DRAWN_AT_ONCE = 2**22
+"""Signs held in memory: 64 MB."""
 ADDED = 0.01
 """Level of every later look once blocks are added: the planned end has spent ALPHA, so that both together err
 in at most 6 %. At ALPHA again a study that goes on after an open end erred in 6.1 % (n = 2,000)."""
@@ -173,8 +175,12 @@ def sign_flip_p(differences: NDArray[np.float64], *, seed: int = 0, draws: int =
         return 1.0
     if len(differences) <= EXACT_LIMIT:
         return _sums_beyond(differences, least)
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, len(differences)))
-    hits = int(np.sum(np.abs(signs @ differences) >= least))
+    generator, hits = np.random.default_rng(seed), 0
+    rows = max(1, DRAWN_AT_ONCE // len(differences))
+    for start in range(0, draws, rows):
+        size = (min(rows, draws - start), len(differences))
+        signs = generator.choice([-1.0, 1.0], size=size)
+        hits += int(np.sum(np.abs(signs @ differences) >= least))
     return (hits + 1) / (draws + 1)
 
 

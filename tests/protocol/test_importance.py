@@ -85,3 +85,28 @@ def test_ped_anova_finds_a_continuous_setting_that_decides_and_is_another_answer
         assert next(iter(shares)) == "lr"
         assert sum(mean for mean, _, _ in shares.values()) == pytest.approx(1.0)
     assert found != importances(study, history)
+
+
+def test_a_single_block_after_explore_is_never_left_out_whole(sim, history_of):
+    study = sim.study_of(explore=14, blocks=1, twins=12)
+    found = importances(study, history_of(study, trainer=by_lr))
+    assert next(iter(found["baseline"])) == "lr"
+    assert set(found["aim"]) == {"lr", "weight_decay", "memory_shape", "update_width"}
+
+
+def test_of_many_trainings_whole_blocks_all_over_the_study_are_looked_at(
+    sim, history_of, monkeypatch
+):
+    study = sim.study_of(arms=("baseline",), addon=None, explore=0, blocks=24, twins=3, confirm=0)
+    history, seen = history_of(study, trainer=by_lr), []
+
+    def counted(trials, params):
+        seen.append(len(trials.trials))
+        return METHODS["fANOVA"](trials, params)
+
+    monkeypatch.setitem(METHODS, "counted", counted)
+    monkeypatch.setattr("aim_tune.protocol.importance.MOST_WEIGHED", 12)  # of 72: every sixth block
+    shares = importances(study, history, "counted")["baseline"]
+    assert seen == [9, 9, 9, 9]
+    assert next(iter(shares)) == "lr"
+    assert shares["lr"][1] < shares["lr"][0] < shares["lr"][2]

@@ -81,6 +81,19 @@ def test_slices_compare_with_the_baseline_at_the_same_shared_settings():
     assert "40 trainings" in picture.sentence
 
 
+def test_of_many_trainings_some_are_drawn_in_the_slices_and_the_medians_are_of_all(monkeypatch):
+    def play(request, arm):
+        gain = 0.1 if arm == "aim" and request.arms[arm].addon["activation"] == "relu" else 0.0
+        return Outcome(val_accuracy=0.5 + gain, bits=np.arange(100) < 50)
+
+    study, history = studied(play, explore=40)
+    whole = plots_detail.setting_slices(study, history, decide(study, history))
+    monkeypatch.setattr("aim_tune.reporting.plots.MOST_POINTS", 10)
+    some = plots_detail.setting_slices(study, history, decide(study, history))
+    assert some.sentence == f"{whole.sentence} One training in 4 is drawn."
+    assert some.svg.count("<use ") < whole.svg.count("<use ") - 40
+
+
 @pytest.mark.parametrize(
     ("values", "labels"),
     [

@@ -97,6 +97,26 @@ def test_twins_count_the_draws():
 
     names = drawn(example_study(blocks=3, twins=2, confirm=1, arms=("baseline", "aim")), play)
     assert "aim scores above baseline in 3 of 6 twins" in names["twins"].sentence
+    assert "drawn" not in names["twins"].sentence
+
+
+def test_of_many_twins_some_are_drawn_and_the_sentence_says_so(monkeypatch):
+    def points(most):
+        monkeypatch.setattr("aim_tune.reporting.plots.MOST_POINTS", most)
+        study = example_study(blocks=5, twins=4, confirm=1, arms=("baseline", "aim"))
+        picture = drawn(study, World(effects={"aim": 3.0}).play)["twins"]
+        return picture.svg.count("<use "), picture.sentence
+
+    (all_marks, all_said), (some_marks, some_said) = points(20), points(6)
+    assert all_marks - some_marks == 20 - 5
+    assert some_said == f"{all_said} One twin in 4 is drawn."
+
+
+def test_importance_says_where_it_looks_at_some_trainings_only(whole, monkeypatch):
+    assert "(fANOVA; whiskers" in whole["importance"].sentence
+    monkeypatch.setattr("aim_tune.reporting.pictures.MOST_WEIGHED", 20)
+    some = drawn(example_study(blocks=6, explore=2), World(effects={"aim": 3.0}).play)
+    assert "(fANOVA of about 20 trainings, spread evenly" in some["importance"].sentence
 
 
 def test_importance_names_the_first_setting_of_each_arm(whole):

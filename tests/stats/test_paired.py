@@ -283,3 +283,11 @@ def test_the_named_number_of_blocks_finds_the_effect_in_80_percent():
         study = Sample(differences=rng.normal(0.7, 1, size), anytime=True)
         found += study.interval(ADDED)[0] > 0
     assert 0.75 <= found / 400 <= 0.88
+
+
+def test_drawn_signs_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
+    d = np.random.default_rng(1).normal(0.2, 1.0, 40)
+    at_once = sign_flip_p(d, draws=5000)
+    monkeypatch.setattr("aim_tune.stats.paired.DRAWN_AT_ONCE", 7 * 40)
+    assert 0.01 < at_once < 0.99
+    assert sign_flip_p(d, draws=5000) == at_once
