@@ -71,7 +71,8 @@ def _discard(folder: Path, study: Study, history: History, uri: str | None) -> N
     artifacts = None if uri else folder.parent / "mlartifacts" / study.name
     store = Store(uri or default_uri(folder.parent), artifacts=artifacts)
     declared = (history.declared or {}).get("study_hash", study.study_hash)
-    runs = store.open(experiment_name(study), experiment_note(study), declared)
+    store.open(experiment_name(study), experiment_note(study))
+    runs = store.runs(declared)
     for seen in runs.values():
         store.delete(seen)
     store.close()

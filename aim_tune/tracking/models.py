@@ -68,7 +68,7 @@ def log_retrained(
     name = f"{experiment_name(study)}/retrained"
     artifacts = None if uri else results / "mlartifacts" / study.name / "retrained"
     store = Store(uri or default_uri(results), artifacts=artifacts)
-    store.open(name, f"Networks retrained from exported configurations of {study.name}.", "")
+    store.open(name, f"Networks retrained from exported configurations of {study.name}.")
     try:
         content = retrained_content(study, history, training, note)
         seen = store.write(content, store.find(content.key))

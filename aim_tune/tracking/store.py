@@ -86,10 +86,9 @@ class Store:
         self,
         experiment: str,
         note: str,
-        study_hash: str,
         on_answer: Callable[[], None] = lambda: None,
-    ) -> dict[str, Seen]:
-        """Connect, make the schema and the experiment where they are missing; key -> run of the study.
+    ) -> None:
+        """Connect; make the schema and the experiment where they are missing.
 
         `on_answer` is called once it is known that somebody is there. Raises ResourceError naming
         the URI where the store cannot be opened.
@@ -103,7 +102,6 @@ class Store:
                 self._client = MlflowClient(tracking_uri=with_driver(self.uri))
                 self._experiment = self._find_or_make(experiment)
             self.describe(note)
-            return self._runs(study_hash)
         except Exception as error:  # of MLflow, SQLAlchemy, a missing driver...
             raise unreachable(self.uri, error) from error
 
@@ -132,8 +130,15 @@ class Store:
             if there.get(key) != value:
                 self.client.set_experiment_tag(self._experiment, key, value)
 
-    def _runs(self, study_hash: str) -> dict[str, Seen]:
-        """Key -> run, for all runs of a study. Of two runs with one key the younger is deleted."""
+    def runs(self, study_hash: str) -> dict[str, Seen]:
+        """Key -> run, for all runs of a study (1 ms each). Of two runs with one key the younger is
+        deleted. Raises ResourceError."""
+        try:
+            return self._all(study_hash)
+        except Exception as error:
+            raise unreachable(self.uri, error) from error
+
+    def _all(self, study_hash: str) -> dict[str, Seen]:
         found: dict[str, Seen] = {}
         for run in self._search(f"tags.`{STUDY_TAG}` = '{study_hash}'"):
             key = run.data.tags.get(KEY_TAG, "")

@@ -56,8 +56,9 @@ class Writer:
         """Training -> when to write it, on the monotonic clock; 0: now."""
         self.links: dict[str, str] = {}
         """Name of a saved view -> its link."""
+        self._listed = False
         self._seen: dict[str, Seen | None] = {}
-        """Key -> its run; None: it may be there, look it up."""
+        """Key -> its run, once listed; None: it may be there, look it up."""
 
     @property
     def backlog(self) -> int:
@@ -88,13 +89,9 @@ class Writer:
                         self._mark(training, now=True)
 
     def open(self, on_answer: Callable[[], None]) -> None:
-        """Open the store and learn which runs it holds. Raises ResourceError."""
-        declared = self._history.declared or {}
+        """Open the store. Raises ResourceError."""
         name, note = experiment_name(self._study), experiment_note(self._study)
-        runs = self._store.open(
-            name, note, str(declared.get("study_hash", self._study.study_hash)), on_answer
-        )
-        self._seen = dict(runs)
+        self._store.open(name, note, on_answer)
         self.is_open = True
         self._save_views()
 
@@ -111,6 +108,7 @@ class Writer:
 
     def write_due(self, *, everything: bool) -> None:
         """Write the trainings whose time has come, then the verdict once no training is left."""
+        self._list()
         now = time.monotonic()
         for row, moment in list(self._due.items()):
             if everything or moment <= now:
@@ -121,6 +119,14 @@ class Writer:
         if self.finish is not None and not self._due:
             self._write_verdict(self.finish)
             self.finish = None
+
+    def _list(self) -> None:
+        """Learn, once, which runs the store holds: 20 s for 20,000, so `open` does not wait for it."""
+        if not self._listed:
+            declared = self._history.declared or {}
+            study_hash = str(declared.get("study_hash", self._study.study_hash))
+            self._seen = dict(self._store.runs(study_hash))
+            self._listed = True
 
     def _mark(self, training: Training, *, now: bool) -> None:
         """Note that a training's run is to be written: now, or at its next regular time."""

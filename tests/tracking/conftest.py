@@ -28,7 +28,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """mlflow.db with a schema and nothing in it (making one takes seconds)."""
     folder = tmp_path_factory.mktemp("store")
     store = Store(default_uri(folder))
-    store.open("aim_tune/unused", "", "")
+    store.open("aim_tune/unused", "")
     store.close()
     return folder / "mlflow.db"
 
@@ -69,6 +69,6 @@ def write_ledger(folder: Path) -> Callable[[Records], None]:
 def opened(folder: Path, study: Study) -> Iterator[Store]:
     """A second look at the same store, as a user's notebook has."""
     store = Store(default_uri(folder.parent))
-    store.open(f"aim_tune/{study.name}", "", study.study_hash)
+    store.open(f"aim_tune/{study.name}", "")
     yield store
     store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -122,6 +123,25 @@ def test_two_runs_with_one_key_become_one(folder, study, records, opened, write_
     mirrored(folder, study, []).close()
     _, after = all_runs(folder)
     assert {r.info.run_id for r in after} == {r.info.run_id for r in runs}
+
+
+def test_a_search_does_not_wait_until_the_runs_of_an_earlier_start_are_listed(
+    folder, study, records, write_ledger, monkeypatch
+):
+    write_ledger(records[:20])
+    mirrored(folder, study, []).close()
+    started, in_time, runs = threading.Event(), [], Store.runs
+
+    def slow(self, study_hash):
+        in_time.append(started.wait(10))
+        return runs(self, study_hash)
+
+    monkeypatch.setattr(Store, "runs", slow)
+    mirror = mirrored(folder, study, records[20:])
+    started.set()
+    assert mirror.close() == ""
+    assert in_time == [True]
+    assert len(all_runs(folder)[1]) == 18
 
 
 def test_a_long_training_can_be_watched_and_ends_once(folder, study, records):
