@@ -114,9 +114,9 @@ class FolderStorage:
                 os.fsync(stream.fileno())
             give_name(temporary, final)
             _sync_folder(final.parent)
-        except FileExistsError:
-            raise
         except OSError as error:
+            if isinstance(error, FileExistsError) and final.is_file():
+                raise
             raise _unreachable(self.uri, "write", name, error) from error
         finally:
             with suppress(OSError):

@@ -119,7 +119,9 @@ def test_a_study_ends_with_a_verdict_and_its_files(
     assert verdict.keys() >= KEYS
     assert verdict["blocks"] == 2
     assert verdict["interim"] is False
-    assert history_of(folder).verdict == verdict
+    words = {"sentence", "notes"}
+    assert words <= verdict.keys()
+    assert history_of(folder).verdict == {k: v for k, v in verdict.items() if k not in words}
     assert len(history_of(folder).looks) == 2
     shown = capsys.readouterr().out
     for command in ("mlflow/serve.sh", "aim_tune.report", "aim_tune.export", "aim_tune.retrain"):
