@@ -153,6 +153,19 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(
     assert len(first.strip().splitlines()) == 1  # quiet: the verdict in one sentence
 
 
+def test_a_resume_does_not_search_again_for_what_is_recorded(
+    run: Any, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, ledger = outcome(history_of(finished)), finished / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines[: len(lines) * 3 // 4]))
+    proposed: list[Any] = []
+    monkeypatch.setattr("optuna.samplers.TPESampler", lambda **kwargs: proposed.append(kwargs))
+    assert run("--quiet") == 0
+    assert proposed == []
+    assert outcome(history_of(finished)) == whole
+
+
 def test_the_resolved_study_is_a_study_file_of_the_same_study(
     run: Any, finished: Path, tmp_path: Path
 ) -> None:
