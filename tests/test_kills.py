@@ -219,7 +219,7 @@ def test_a_signal_while_the_search_starts_ends_it_as_later(
     assert time.monotonic() - began < 10 * SLOWER
     assert started.process.returncode == 143, said
     assert "Traceback" not in said
-    assert started.gone_after(5) == []
+    assert started.gone_after(15) == []  # Ray's agents notice within 10 s that their head is gone
     assert list(temporary.glob("aim_*")) == []
 
 
