@@ -94,12 +94,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write_optuna(path: Path, study: Study, history: History) -> str:
-    from aim_tune.protocol.dashboard import write_dashboard
+    from aim_tune.protocol.dashboard import earlier_trials, write_dashboard
 
     written = write_dashboard(path, study, history)
+    left_out = earlier_trials(study)
     return (
         f"{len(written)} Optuna studies, {sum(written.values())} trials: {path}\n"
-        f"  show them     pip install optuna-dashboard && optuna-dashboard sqlite:///{path}"
+        + (f"  not in there  {left_out}\n" if left_out else "")
+        + f"  show them     pip install optuna-dashboard && optuna-dashboard sqlite:///{path}"
     )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aim_tune.engine.stop import Stop
     from aim_tune.ledger import History, Ledger
     from aim_tune.ledger_copy import LedgerCopy
+    from aim_tune.protocol.earlier import Earlier
     from aim_tune.reporting.terminal import Console
     from aim_tune.spec import Catalog, Recipe, Study
     from aim_tune.stats import Verdict
@@ -97,9 +98,9 @@ def run_study(
     console = console or Console(quiet=True)
     info = look(study, catalog)
     storage = _storage(how)
-    study, copy = _forked(study, info, how, storage)
+    study, earlier, copy = _forked(study, info, how, storage)
     folder = how.out.resolve() / study.name
-    return _Run(how=how, study=study, catalog=catalog, info=info, folder=folder,
+    return _Run(how=how, study=study, catalog=catalog, info=info, folder=folder, earlier=earlier,
                 console=console, stop=stop, storage=storage, copy=copy).run()  # fmt: skip
 
 
@@ -135,30 +136,34 @@ def _storage(how: How) -> Storage | None:
 
 def _forked(
     study: Study, info: DataInfo, how: How, storage: Storage | None
-) -> tuple[Study, LedgerCopy | None]:
-    """The study itself where its folder is free or its own; with --fork, under a free name. And the
-    ledger's copy in the storage, which the folder's ledger then equals."""
+) -> tuple[Study, Earlier | None, LedgerCopy | None]:
+    """The study itself where its folder is free or its own; with --fork, under a free name. What it goes on
+    from, and the ledger's copy in the storage, which the folder's ledger then equals."""
     from aim_tune.engine.resume import check_same, with_declared_sizes
+    from aim_tune.engine.warm_start import warm_started
     from aim_tune.ledger import read_history
     from aim_tune.ledger_copy import LedgerCopy
 
+    forked = None
     for number in range(1, 1000):
         named = study if number == 1 else replace(study, name=f"{study.name}-{number}")
         folder = how.out / named.name
         copy = LedgerCopy(folder / "ledger.jsonl", storage, named.name) if storage else None
-        if not (folder / "ledger.jsonl").is_file():
-            return _sized(named, info), copy
-        history = read_history(folder / "ledger.jsonl")
-        if history.declared is None:
-            return _sized(named, info), copy
+        there = (folder / "ledger.jsonl").is_file()
+        history = read_history(folder / "ledger.jsonl") if there else None
+        if history is None or history.declared is None:
+            named, earlier = warm_started(named, info, forked=forked)
+            return _sized(named, info), earlier, copy
+        named, earlier = warm_started(named, info, own=history)
         named = with_declared_sizes(named, history)
         try:
             check_same(history, named, info, folder=folder)
         except UserError:
             if not how.fork:
                 raise
+            forked = history if "earlier" in history.declared else forked
         else:
-            return named, copy
+            return named, earlier, copy
     raise UserError(f"{how.out} holds a thousand forks of {study.name}; choose another --out")
 
 
@@ -180,6 +185,7 @@ class _Run:
     folder: Path
     console: Console
     stop: Stop | None
+    earlier: Earlier | None = None
     storage: Storage | None = None
     copy: LedgerCopy | None = None
 
@@ -238,11 +244,14 @@ class _Run:
         """The first record of a new study, or that it goes on; study.yaml beside it."""
         from aim_tune.artifacts.files import write_whole
         from aim_tune.engine.resume import declaration, other_versions
+        from aim_tune.engine.warm_start import said
         from aim_tune.spec import dump
 
         history = ledger.history
         if history.declared is None:
-            ledger.append(declaration(self.study, self.info))
+            ledger.append(declaration(self.study, self.info, self.earlier))
+            if self.earlier:
+                self.console.print(said(self.earlier))
         else:
             self._say_what_is_there(history)
             ledger.append({"event": "resumed", "node": platform.node(), "pid": os.getpid()})
@@ -257,6 +266,8 @@ class _Run:
     def _say_what_is_there(self, history: History) -> None:
         done = sum(t.done for t in history.trainings.values())
         self.console.print(f"Going on in {self.folder}: {done} trainings are done.")
+        if self.earlier:
+            self.console.print(f"Explore went on from {self.earlier.start.said}.")
         if history.dropped_bytes:
             self.console.print(
                 f"The ledger's last line was cut ({history.dropped_bytes} bytes) and dropped."
@@ -312,7 +323,12 @@ class _Run:
             with Progress(study, console=self.console, slots=engine.slots, history=history) as bar:
                 conductor = Conductor(
                     study,
-                    Machine(study, allotted=allotted, recorded=history.requests.get),
+                    Machine(
+                        study,
+                        allotted=allotted,
+                        recorded=history.requests.get,
+                        earlier=self.earlier.trials if self.earlier else (),
+                    ),
                     ledger,
                     labels,
                     [bar.event, *listeners],

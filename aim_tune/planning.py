@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from aim_tune.data.info import DataInfo
     from aim_tune.protocol.afford import Prices
+    from aim_tune.protocol.earlier import Earlier
     from aim_tune.protocol.plan import Plan
     from aim_tune.reporting.terminal import Console
     from aim_tune.spec import Request, Study
@@ -31,8 +32,10 @@ def show_plan(
     *,
     effect: float | None = None,
     slots: int | None = None,
+    earlier: Earlier | None = None,
 ) -> None:
-    """What the study takes and what it can show; trains a few steps of each arm to time them."""
+    """What the study takes, goes on from and can show; trains a few steps of each arm to time them."""
+    from aim_tune.engine.warm_start import said
     from aim_tune.protocol.afford import sized
     from aim_tune.protocol.plan import make_plan
     from aim_tune.reporting.progress import duration
@@ -53,6 +56,8 @@ def show_plan(
         "test looks": f"{plan.test_looks}",
         **lines_of_budget,
     }
+    if earlier:
+        lines["warm start"] = said(earlier)
     if study.protocol.looks:
         lines["looks"] = f"planned at {', '.join(map(str, study.protocol.looks))} blocks"
     if study.later_arms:

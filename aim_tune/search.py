@@ -119,6 +119,7 @@ def quick_start() -> Path:
 
 
 def _search(args: argparse.Namespace, stop: Stop) -> int:
+    from aim_tune.engine.warm_start import warm_started
     from aim_tune.launch import How, look, run_study
     from aim_tune.planning import show_plan
     from aim_tune.reporting.terminal import Console
@@ -129,7 +130,9 @@ def _search(args: argparse.Namespace, stop: Stop) -> int:
     console = Console(quiet=args.quiet, highlight=False, stderr=args.json)
     console.print(f"{study.name}: looking at the data and trying every design...")
     if args.dry_run:
-        show_plan(study, look(study, catalog), console, effect=args.effect, slots=args.slots)
+        info = look(study, catalog)
+        study, earlier = warm_started(study, info)
+        show_plan(study, info, console, effect=args.effect, slots=args.slots, earlier=earlier)
         return EXIT_DONE
     how = How(out=args.out, fork=args.fork, engine=args.engine, slots=args.slots,
               address=args.address, storage=args.storage, tracking=args.tracking,

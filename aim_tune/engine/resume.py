@@ -14,13 +14,16 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aim_tune.data.info import DataInfo
 from aim_tune.errors import ResumeError
 from aim_tune.ledger import History
 from aim_tune.spec.study import Study
 from aim_tune.spec.values import short_hash
+
+if TYPE_CHECKING:
+    from aim_tune.protocol.earlier import Earlier
 
 CODE = ("arms.py", "matching.py", "twin.py", "training", "addons", "models", "data", "protocol")
 """Parts of the package that can change a result."""
@@ -57,8 +60,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def declaration(study: Study, info: DataInfo) -> dict[str, Any]:
-    """The first record of a ledger."""
+def declaration(study: Study, info: DataInfo, earlier: Earlier | None = None) -> dict[str, Any]:
+    """The first record of a ledger, with all that comes over from an earlier study."""
     return {
         "event": "declared",
         "study": study.to_dict(),
@@ -68,6 +71,7 @@ def declaration(study: Study, info: DataInfo) -> dict[str, Any]:
         "data_digest": info.digest,
         "versions": versions(),
         "node": platform.node(),
+        **({"earlier": earlier.to_dict()} if earlier else {}),
     }
 
 
@@ -107,16 +111,28 @@ def other_versions(history: History) -> list[str]:
 
 def _differences(history: History, study: Study, info: DataInfo) -> Iterator[str]:
     declared = history.declared or {}
-    then = Study.from_dict(declared["study"]).identity()
-    now = study.identity()
+    study_then = Study.from_dict(declared["study"])
+    then, now = study_then.identity(), study.identity()
+    yield from _other_start(then, now, study_then, study)
     then["protocol"]["blocks"] = blocks_then(history)
     if now["protocol"]["blocks"] > then["protocol"]["blocks"]:
         now["protocol"]["blocks"] = then["protocol"]["blocks"]  # may grow
-    yield from _changed(_flat(then), _flat(now))
+    yield from _changed(flat(then), flat(now))
     if declared["data_digest"] != info.digest:
         yield f"data: the images or labels differ (digest {declared['data_digest']} then, {info.digest} now)"
     for file, text in _pairs(declared["code"], code_hashes()):
         yield f"code: {file} {text}"
+
+
+def _other_start(
+    then: dict[str, Any], now: dict[str, Any], study_then: Study, study: Study
+) -> Iterator[str]:
+    """What explore went on from, in words; the bare digests are taken out of the identities."""
+    both = [value["protocol"]["explore"].pop("warm_start", None) for value in (then, now)]
+    if both[0] != both[1]:
+        starts = [s.protocol.explore.went_on_from for s in (study_then, study)]
+        old, new = (f"{s.said} (digest {s.digest})" if s else "nothing" for s in starts)
+        yield f"protocol.explore.warm_start: {old} then, {new} now"
 
 
 def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -135,12 +151,12 @@ def _pairs(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[st
             )
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value."""
-    flat: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, inner in value.items():
         if isinstance(inner, Mapping):
-            flat.update(_flat(inner, f"{prefix}{key}."))
+            leaves.update(flat(inner, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = inner
-    return flat
+            leaves[f"{prefix}{key}"] = inner
+    return leaves

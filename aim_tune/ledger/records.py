@@ -1,7 +1,8 @@
 """What the ledger speaks of: events, a validation pass, a result, a training. Plain values, no file.
 
     event              fields besides `event` and `time` (seconds since 1970)
-    declared           study (dict), study_hash, code_hash, code (file -> hash), data_digest, versions, node
+    declared           study (dict), study_hash, code_hash, code (file -> hash), data_digest, versions, node,
+                       earlier (only after a warm start: all that came over, see protocol.earlier)
     resumed            node, pid            (the same command again)
     extended           blocks               (protocol.blocks grew)
     asked              position, request (dict), content_hash, reused_from (position or null)

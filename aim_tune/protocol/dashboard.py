@@ -1,7 +1,8 @@
 """A study as Optuna studies in a sqlite file, for optuna-dashboard; made from the ledger, never read back.
 
 One Optuna study per arm and kind of search: NAME/explore/ARM holds the trials of explore, NAME/twins/ARM
-those of all blocks. Values are validation accuracies. Search itself keeps no such file.
+those of all blocks. Values are validation accuracies. Trials that explore went on from are not among them:
+they were trained on other streams, and their own study has them. Search itself keeps no such file.
 """
 
 from __future__ import annotations
@@ -33,9 +34,16 @@ def write_dashboard(path: Path, study: Study, history: History) -> dict[str, int
             rows = [t for t in history.rows(stage, arm) if t.done]
             if rows:
                 name = f"{study.name}/{kind}/{arm}"
-                _write(storage, name, _space(study, arm), rows)
+                left_out = earlier_trials(study) if kind == "explore" else ""
+                _write(storage, name, _space(study, arm), rows, left_out)
                 written[name] = len(rows)
     return written
+
+
+def earlier_trials(study: Study) -> str:
+    """What explore went on from and the file leaves out, in words; "": nothing."""
+    start = study.protocol.explore.went_on_from
+    return f"{start.said}, which explore went on from" if start else ""
 
 
 def _space(study: Study, arm: str) -> Space:
@@ -44,13 +52,19 @@ def _space(study: Study, arm: str) -> Space:
 
 
 def _write(
-    storage: optuna.storages.RDBStorage, name: str, space: Space, rows: Sequence[Training]
+    storage: optuna.storages.RDBStorage,
+    name: str,
+    space: Space,
+    rows: Sequence[Training],
+    left_out: str,
 ) -> None:
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         found = optuna.create_study(storage=storage, study_name=name, direction="maximize")
         found.add_trials([_trial(space, training) for training in rows])
+        if left_out:
+            found.set_user_attr("not_in_here", left_out)
     finally:
         optuna.logging.set_verbosity(level)
 

@@ -1,9 +1,10 @@
 """The explore stage: which design of the add-on goes into the blocks? Search, finalists, choice.
 
 Pure: stages out, told stages in. Trial 0 is the authors' published design at the middle of the shared
-ranges. Every arm has an early-stopping ladder of its own (median rule, Golovin et al. 2017): a shared
-one would favor the arm that learns faster. No claim comes from here. It runs nothing, keeps no file and
-sees no test score.
+ranges; after a warm start trial 1 is the best earlier point, and TPE knows the earlier results, which count
+for nothing else (no ladder, finalist, design or range). Every arm has an early-stopping ladder of its own
+(median rule, Golovin et al. 2017): a shared one would favor the arm that learns faster. No claim comes from
+here. It runs nothing, keeps no file and sees no test score.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
+from aim_tune.protocol.earlier import EarlierTrial, digest_of
 from aim_tune.protocol.points import (
     Recorded,
     addon_mean,
@@ -24,7 +26,16 @@ from aim_tune.protocol.points import (
     values_of,
     whole_space,
 )
-from aim_tune.protocol.sampling import Direction, Space, Stopped, TpeSearch, Value, nearest
+from aim_tune.protocol.sampling import (
+    Direction,
+    Space,
+    Stopped,
+    TpeSearch,
+    Value,
+    middle,
+    nearest,
+    varies,
+)
 from aim_tune.protocol.stages import Scores, Stage, Told, argmax, mean, rank
 from aim_tune.spec.request import Ladder, Point
 from aim_tune.spec.study import FINAL_SEEDS, Study
@@ -56,8 +67,16 @@ class Chosen:
 class ExploreStage(Stage):
     """The search by TPE over everything, all trials on one set of streams."""
 
-    def __init__(self, study: Study, recorded: Recorded = nothing_recorded) -> None:
+    def __init__(
+        self,
+        study: Study,
+        recorded: Recorded = nothing_recorded,
+        earlier: Sequence[EarlierTrial] = (),
+    ) -> None:
         explore = study.protocol.explore
+        _check_earlier(study, earlier)
+        self.home = home_of(study)
+        """What its streams and its proposals' seeds are named after."""
         super().__init__(
             kind="explore",
             block=0,
@@ -65,7 +84,7 @@ class ExploreStage(Stage):
             size=explore.trials,
             lag=explore.lag,
             propose=self._propose_point,
-            place=lambda number: ("explore", f"explore/{number}"),
+            place=lambda number: (self.home, f"explore/{number}"),
         )
         self.study = study
         self._seen: dict[str, int] = {}
@@ -77,7 +96,8 @@ class ExploreStage(Stage):
             space,
             trials=explore.trials,
             lag=explore.lag,
-            start=nearest(space, first_wanted(study)),
+            starts=_starts(study, space, earlier),
+            earlier=[(_values(space, trial), self._worth(trial.told)) for trial in earlier],
             directions=[
                 "maximize" if o == "val_accuracy" else "minimize" for o in explore.objectives
             ],
@@ -86,15 +106,18 @@ class ExploreStage(Stage):
     def _propose_point(self, number: int, results: Sequence[Scores | None]) -> dict[str, Point]:
         values = self._search.ask(
             self._value,
-            seed=point_seed(self.study, "explore", number),
+            seed=point_seed(self.study, self.home, number),
             recorded=values_of(self._recorded(f"explore/{number}"), self._space),
         )
         self._repeats.append(self._seen.setdefault(canonical(values), number) < number)
         return same_point(values, self.study.explore_arms)
 
     def _value(self, number: int) -> Value:
+        return self._worth(self.told[number])
+
+    def _worth(self, trial: Mapping[str, Told]) -> Value:
         """What TPE learns of a trial: the mean of the arms that have the add-on."""
-        told = _deciding(self.study, self.told[number])
+        told = _deciding(self.study, trial)
         if any(one.pruned for one in told) and all(one.passes for one in told):
             shortest = min(len(one.passes) for one in told)
             return Stopped(fmean(one.passes[shortest - 1] for one in told), shortest)
@@ -122,6 +145,41 @@ class ExploreStage(Stage):
             )
             for number, points in enumerate(self.points)
         ]
+
+
+def home_of(study: Study) -> str:
+    """`explore`; after a warm start a name that no other search has. With the seed of the earlier study
+    its best point would else be trained on the very streams on which it was lucky."""
+    start = study.protocol.explore.went_on_from
+    return f"explore/after/{start.digest}" if start else "explore"
+
+
+def _check_earlier(study: Study, earlier: Sequence[EarlierTrial]) -> None:
+    asked, start = study.protocol.explore.warm_start, study.protocol.explore.went_on_from
+    assert not isinstance(asked, str), f"nobody has read what comes over from {asked}"
+    found = digest_of(earlier) if earlier else None
+    assert found == (start.digest if start else None), (
+        f"{found} is not what the study names: {start}"
+    )
+
+
+def _starts(study: Study, space: Space, earlier: Sequence[EarlierTrial]) -> list[Mapping[str, Any]]:
+    """The first points: the published design, and the earlier point that is best by accuracy if it is
+    another."""
+    first = nearest(space, first_wanted(study))
+    values = [addon_mean(study, {a: t.whole for a, t in trial.told.items()}) for trial in earlier]
+    if all(value is None for value in values):
+        return [first]
+    best = _values(space, earlier[argmax(values)])
+    return [first] if canonical(best) == canonical(first) else [first, best]
+
+
+def _values(space: Space, trial: EarlierTrial) -> dict[str, Any]:
+    """Its point as one of this space; settings that came with a later version stand as they are fixed."""
+    point = trial.point
+    values = {**prefixed("shared.", point.shared), **prefixed("addon.", point.addon)}
+    fixed = {name: value for name, value in middle(space).items() if not varies(space[name])}
+    return {**fixed, **values}
 
 
 def ladder(passes: Sequence[Sequence[float]], evaluations: int) -> Ladder:
@@ -153,7 +211,7 @@ def finals_stage(study: Study, explore: ExploreStage) -> Stage:
         lag=None,
         propose=lambda number, results: finalists[number % len(finalists)],
         place=lambda number: (
-            f"explore/seed/{number // len(finalists)}",
+            f"{explore.home}/seed/{number // len(finalists)}",
             f"explore/{explore.size + number}",
         ),
     )

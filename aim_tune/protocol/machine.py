@@ -22,6 +22,7 @@ from aim_tune.protocol.blocks import (
     match_stage,
     twin_stage,
 )
+from aim_tune.protocol.earlier import EarlierTrial
 from aim_tune.protocol.explore import Chosen, ExploreStage, choose, finals_stage
 from aim_tune.protocol.gates import Gate
 from aim_tune.protocol.points import Recorded, nothing_recorded, whole_space
@@ -58,7 +59,8 @@ class Machine:
     looks are planned, or a budget or arms that wait, `ask` may give a Gate, to be answered. `allotted`
     is what a recipe grants in steps; shortened and matched trainings are a multiple of it. Points that
     TPE proposed before are taken from `recorded`: proposing 10,000 again is most of a resume's time.
-    Everything else is derived anew, for the conductor to compare.
+    Everything else is derived anew, for the conductor to compare. `earlier` are the trials of the study's
+    warm start.
     """
 
     def __init__(
@@ -67,13 +69,16 @@ class Machine:
         *,
         allotted: Allotted = lambda recipe: recipe.steps or 0,
         recorded: Recorded = nothing_recorded,
+        earlier: Sequence[EarlierTrial] = (),
     ) -> None:
         self.study = study
         self.chosen: Chosen | None = None
         """What explore chose; None without explore and before its end."""
         self._seed = study.protocol.seed
         self._recorded = recorded
-        self._explore = ExploreStage(study, recorded) if study.protocol.explore.trials else None
+        self._explore = (
+            ExploreStage(study, recorded, earlier) if study.protocol.explore.trials else None
+        )
         self._outstanding: dict[str, tuple[Stage, int, tuple[str, ...]]] = {}
         self._ready: list[tuple[int, Stage]] = []
         """Heap of the stages that may ask, by the place of their next request (places differ)."""

@@ -22,7 +22,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from aim_tune.spec.space import Choice, Domain, Fixed, IntUniform, Uniform
 
@@ -199,9 +199,10 @@ class TpeSearch:
     """Optuna's TPE over a space; one score per direction.
 
     Results are told in order and exactly up to number i - lag before ask i, the others count as
-    running, however many are known by then: the sequence does not depend on timing. `start` is the
-    first point; without it the first is drawn as the others are. Points that are on record are taken as
-    they are and cost nothing until TPE has something new to propose.
+    running, however many are known by then: the sequence does not depend on timing. `starts` are the
+    first points; without any the first is drawn as the others are. `earlier` are points whose values are
+    known before the first ask; they count toward TPE's start-up trials, those without a value do not.
+    Points that are on record are taken as they are and cost nothing until TPE has something new to propose.
     """
 
     def __init__(
@@ -210,15 +211,18 @@ class TpeSearch:
         *,
         trials: int,
         lag: int,
-        start: Mapping[str, Any] | None = None,
+        starts: Sequence[Mapping[str, Any]] = (),
+        earlier: Sequence[tuple[Mapping[str, Any], Value]] = (),
         directions: Sequence[Direction] = ("maximize",),
     ) -> None:
         self.lag = lag
         self._silent = optuna.samplers.RandomSampler(seed=0)
         self.study = optuna.create_study(directions=directions, sampler=self._silent)
-        self._start = start
+        self._starts = starts
         self._space = space
         self._distributions = distributions(space)
+        known = [self._finished(values, value) for values, value in earlier]
+        self.study.add_trials([trial for trial in known if trial is not None])
         self._startup = min(MOST_STARTUP_TRIALS, max(1, trials // 2))
         self._recorded: list[Mapping[str, Any]] = []
         """Points on record that Optuna does not know yet."""
@@ -243,8 +247,8 @@ class TpeSearch:
         while self._told <= len(self._trials) - self.lag:
             self._tell(self._trials[self._told], value(self._told))
             self._told += 1
-        if self._start is not None and not self._trials:
-            trial = self._begin(self._start)
+        if len(self._trials) < len(self._starts):
+            trial = self._begin(self._starts[len(self._trials)])
         else:
             self.study.sampler = optuna.samplers.TPESampler(
                 seed=seed % 2**32, n_startup_trials=self._startup
@@ -261,14 +265,28 @@ class TpeSearch:
         return self._trials[-1]
 
     def _tell(self, trial: optuna.Trial, value: Value) -> None:
-        """NaN and inf are failures: Optuna would take inf for a result."""
         if isinstance(value, Stopped):
             trial.report(value.value, step=value.passes)
             self.study.tell(trial, state=TrialState.PRUNED)
-            return
-        values = [value] if value is None or isinstance(value, (int, float)) else value
-        known = [v for v in values if v is not None and math.isfinite(v)]
-        if len(known) < len(self.study.directions):
+        elif (known := self._known(value)) is None:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
             self.study.tell(trial, known)
+
+    def _finished(self, values: Mapping[str, Any], value: Value) -> FrozenTrial | None:
+        """An earlier trial as Optuna keeps its own; None for a failure, of which TPE learns nothing."""
+        what: dict[str, Any]
+        if isinstance(value, Stopped):
+            what = {"state": TrialState.PRUNED, "intermediate_values": {value.passes: value.value}}
+        elif known := self._known(value):
+            what = {"values": known}
+        else:
+            return None
+        params = encode(self._space, values)
+        return create_trial(params=params, distributions=self._distributions, **what)
+
+    def _known(self, value: float | Sequence[float] | None) -> list[float] | None:
+        """One finite value per direction; None for a failure: Optuna would take inf for a result."""
+        values = [value] if value is None or isinstance(value, (int, float)) else value
+        known = [v for v in values if v is not None and math.isfinite(v)]
+        return known if len(known) == len(self.study.directions) else None

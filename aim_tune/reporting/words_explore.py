@@ -14,6 +14,10 @@ def explore_notes(verdict: Verdict) -> list[str]:
     if found is None:
         return []
     lines = []
+    if found.warm_start:
+        lines.append(
+            f"Explore went on from {found.warm_start}; what it chose it chose among its own trials."
+        )
     if found.narrowed:
         cut = "; ".join(
             f"{k} {said(found.ranges[k])} of {said(v)}" for k, v in found.narrowed.items()

@@ -17,6 +17,7 @@ from aim_tune.spec.study import (
     Recipe,
     Resources,
     Study,
+    WarmStart,
 )  # fmt: skip
 from aim_tune.spec.values import canonical, derive_seed, short_hash
 from aim_tune.spec.yaml_io import dump, load_plain
@@ -45,6 +46,7 @@ __all__ = [
     "Setting",
     "Study",
     "Uniform",
+    "WarmStart",
     "canonical",
     "derive_seed",
     "dump",

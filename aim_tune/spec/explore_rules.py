@@ -14,7 +14,7 @@ def explore_faults(study: Study) -> Iterator[tuple[str, str]]:
     """(dotted key, text) of everything that does not go together."""
     explore = study.protocol.explore
     yield from _arms(study)
-    for key in ("narrow", "stopping"):
+    for key in ("narrow", "stopping", "warm_start"):
         if getattr(explore, key) and not explore.trials:
             yield f"{PLACE}.{key}", "there is no explore: set protocol.explore.trials, or remove it"
     if explore.narrow and study.compares and not _both_sides(study):
@@ -25,6 +25,9 @@ def explore_faults(study: Study) -> Iterator[tuple[str, str]]:
         yield f"{PLACE}.narrow", text
     if "val_accuracy" not in explore.objectives:
         yield f"{PLACE}.objectives", "must name val_accuracy: the design is chosen by it"
+    if explore.warm_start and "step_ms" in explore.objectives:
+        text = "does not go with the objective step_ms: step times of another run do not compare"
+        yield f"{PLACE}.warm_start", text + "; remove one of the two"
     if explore.stopping and len(explore.objectives) > 1:
         text = "does not go with several objectives: Optuna's TPE takes no stopped trials there"
         yield f"{PLACE}.stopping", text

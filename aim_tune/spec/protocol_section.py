@@ -6,20 +6,30 @@ else from the budget (chosen when the study begins), else from the defaults.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from aim_tune.spec import schema
-from aim_tune.spec.schema import Say, check, check_section
-from aim_tune.spec.study import PLANS, Explore, Protocol
+from aim_tune.spec.catalog import Setting
+from aim_tune.spec.schema import Say, absolute, check, check_section
+from aim_tune.spec.study import PLANS, Explore, Protocol, WarmStart
 from aim_tune.spec.yaml_io import BAD, Located, say
 
 SIZES = tuple(PLANS["default"])
 """blocks, twins, confirm."""
 
 
-def read_protocol(found: Located, fault: Say) -> Protocol:
-    """The section; values that have a fault are BAD."""
+CARRIED = {
+    **dict.fromkeys(("study", "study_hash", "digest"), Setting(kind="str")),
+    "trials": Setting(kind="int", low=1),
+}
+"""protocol.explore.warm_start in a resolved study."""
+
+
+def read_protocol(found: Located, fault: Say, home: Path) -> Protocol:
+    """The section of a file in the folder `home`; values that have a fault are BAD."""
     found = _without_nulls(found, SIZES)
     explore = found.value.get("explore")
     if explore is None or explore.value is None:
@@ -29,13 +39,28 @@ def read_protocol(found: Located, fault: Say) -> Protocol:
             text = f"expected a mapping, found {say(explore)}"
             fault(explore.where, "protocol.explore", text)
         explore = Located({}, explore.where)
+    warm = explore.value.get("warm_start")
+    explore = Located({k: v for k, v in explore.value.items() if v is not warm}, explore.where)
     trials = check_section(schema.EXPLORE, explore, "protocol.explore", fault)
+    trials["warm_start"] = None if warm is None else _warm_start(warm, fault, home)
     values = check_section(schema.PROTOCOL, found, "protocol", fault, ignore=("explore", "plan"))
     values["looks"] = as_tuple(values["looks"]) or ()
     return Protocol(
         **{**values, **_sizes(found, values, fault)},
         explore=Explore(**{k: as_tuple(v) for k, v in trials.items()}),
     )
+
+
+def _warm_start(found: Located, fault: Say, home: Path) -> Any:
+    """The folder, absolute; or (in a resolved study) what came over."""
+    key = "protocol.explore.warm_start"
+    if isinstance(found.value, dict):
+        values = check_section(CARRIED, found, key, fault)
+        return BAD if BAD in values.values() else WarmStart(**values)
+    folder = check(schema.EXPLORE["warm_start"], found, key, fault)
+    if folder is BAD or folder is None or found.where.startswith("--set "):
+        return folder
+    return absolute(os.path.join(home, os.path.expanduser(found.value)))
 
 
 def _sizes(found: Located, values: Mapping[str, Any], fault: Say) -> dict[str, Any]:

@@ -91,6 +91,7 @@ EXPLORE = _with_defaults(
         "narrow": Setting(kind="bool"),
         "stopping": Setting(kind="bool"),
         "objectives": Setting(kind="names", options=OBJECTIVES),
+        "warm_start": Setting(kind="path", optional=True),
     },
 )
 PROTOCOL = _with_defaults(

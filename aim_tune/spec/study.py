@@ -110,6 +110,27 @@ class Addon:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """What explore goes on from: so many trials of an earlier study. The ledger holds them."""
+
+    study: str
+    """Its name."""
+    study_hash: str
+    trials: int
+    digest: str
+    """Of the trials: what makes two warm starts the same, wherever the earlier study lies."""
+
+    @property
+    def said(self) -> str:
+        """In words.
+
+        >>> WarmStart(study="first", study_hash="ab", trials=1, digest="cd").said
+        '1 trial of study first'
+        """
+        return f"{self.trials} trial{'s' * (self.trials != 1)} of study {self.study}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Explore:
     """Stage that looks for the add-on's design."""
 
@@ -132,6 +153,14 @@ class Explore:
     objectives: tuple[str, ...] = ("val_accuracy",)
     """What the search trades off: validation accuracy, and beside it step_ms or parameters (less is
     better). The design is chosen by accuracy; the trade-offs are shown per arm."""
+    warm_start: str | WarmStart | None = None
+    """Folder of an earlier study of the same space, such as ../results/NAME: TPE is told its explore trials
+    first, and trial 1 is the best of them. Relative to the study file; in --set to the current folder."""
+
+    @property
+    def went_on_from(self) -> WarmStart | None:
+        """The earlier trials; None without any, and before its folder was read."""
+        return self.warm_start if isinstance(self.warm_start, WarmStart) else None
 
     @property
     def requests(self) -> int:
@@ -301,6 +330,9 @@ class Study:
     def from_dict(cls, value: Mapping[str, Any]) -> Study:
         """Inverse of `to_dict`, for values that were validated before."""
         protocol = dict(value["protocol"])
+        explore = dict(protocol["explore"])
+        if isinstance(explore.get("warm_start"), Mapping):
+            explore["warm_start"] = WarmStart(**explore["warm_start"])
         addon = value.get("addon")
         return cls(
             name=value["name"],
@@ -318,7 +350,7 @@ class Study:
             protocol=Protocol(
                 **{
                     **{k: _plain(v) for k, v in protocol.items()},
-                    "explore": Explore(**{k: _plain(v) for k, v in protocol["explore"].items()}),
+                    "explore": Explore(**{k: _plain(v) for k, v in explore.items()}),
                 }
             ),
             resources=Resources(**value["resources"]),
@@ -343,6 +375,9 @@ class Study:
         _drop_defaults(value["recipe"], Recipe, LATER_RECIPE)
         _drop_defaults(value["protocol"]["explore"], Explore, LATER_EXPLORE)
         _drop_defaults(value["protocol"], Protocol, LATER_PROTOCOL)
+        if went_on_from := self.protocol.explore.went_on_from:
+            what = {"trials": went_on_from.trials, "digest": went_on_from.digest}
+            value["protocol"]["explore"]["warm_start"] = what  # the content, wherever it lies
         for key in ("overrides", "declared_confounds"):
             if not value[key]:
                 value.pop(key)
@@ -358,7 +393,7 @@ class Study:
 
 
 LATER_RECIPE = ("early_stopping_patience", "early_stopping_min_delta")
-LATER_EXPLORE = ("finalists", "arms", "narrow", "stopping", "objectives")
+LATER_EXPLORE = ("finalists", "arms", "narrow", "stopping", "objectives", "warm_start")
 LATER_MEMORY = (("init", "zero"), ("update_every", None))
 LATER_PROTOCOL = ("looks", "budget_gpu_hours", "search_fraction", "attribution", "export_seeds",
                   "sampler")  # fmt: skip

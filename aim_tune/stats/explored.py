@@ -50,6 +50,8 @@ class Explored:
     objectives: tuple[str, ...] = ("val_accuracy",)
     pareto: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)
     """Per arm, most accurate first; empty with one objective."""
+    warm_start: str = ""
+    """What the search went on from, such as "8 trials of study first"; empty: nothing."""
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Explored:
@@ -81,6 +83,7 @@ def explore_facts(study: Study, history: History) -> Explored | None:
         pareto={arm: pareto_set(study, history, arm) for arm in study.explore_arms}
         if several
         else {},
+        warm_start=plan.went_on_from.said if plan.went_on_from else "",
     )
 
 

@@ -24,10 +24,13 @@ def experiment_note(study: Study, sentence: str = "", run_id: str = "") -> str:
     arms = ", ".join(f"`{a}`" for a in study.arms)
     first = sentence or _question(study)
     picture = f"{picture_of(run_id)}\n\n" if run_id else ""
+    start = study.protocol.explore.went_on_from
+    earlier = f"Explore went on from {start.said}. " if start else ""
     return (
         f"{first}\n\n{picture}Backbone `{study.backbone.name}`, data `{study.data.name}`, arms {arms}. "
-        "One run is one training of one arm. The saved views (top right of the runs) answer the usual "
-        "questions; for others group by the tag `aim.arm` and filter, say `tags.aim.phase = 'confirm'`. "
+        f"{earlier}One run is one training of one arm. The saved views (top right of the runs) answer the "
+        "usual questions; for others group by the tag `aim.arm` and filter, say "
+        "`tags.aim.phase = 'confirm'`. "
         "Test figures stand on confirm runs only; `delta/test_points` is an arm minus the baseline of "
         "the same pair, percentage points."
     )

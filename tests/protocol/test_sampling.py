@@ -84,7 +84,7 @@ def states(search: TpeSearch) -> str:
 
 
 def test_exactly_the_results_up_to_the_lag_are_told_and_the_rest_are_running():
-    search = TpeSearch(SPACE, trials=8, lag=3, start=middle(SPACE))
+    search = TpeSearch(SPACE, trials=8, lag=3, starts=[middle(SPACE)])
     scores = [0.5, None, math.nan, math.inf, 0.7, 0.6, 0.9, 0.8]
     seen = []
     for seed in range(8):
@@ -110,13 +110,13 @@ def test_the_proposal_depends_on_the_seed_and_on_what_was_told():
 def test_tpe_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        search = TpeSearch(SPACE, trials=30, lag=2, start=middle(SPACE))
+        search = TpeSearch(SPACE, trials=30, lag=2, starts=[middle(SPACE)])
         for seed in range(30):
             search.ask(lambda number: number / 30, seed=seed)
 
 
 def test_a_space_without_anything_to_choose_proposes_its_one_point():
-    search = TpeSearch({"write": Fixed("batch")}, trials=3, lag=1, start={"write": "batch"})
+    search = TpeSearch({"write": Fixed("batch")}, trials=3, lag=1, starts=[{"write": "batch"}])
     asked = [search.ask(lambda number: 0.5, seed=seed) for seed in range(3)]
     assert asked == [{"write": "batch"}] * 3
 

@@ -38,6 +38,7 @@ GAP = {"trials", "points", "closing"}
 EDGE = {"arm", "setting", "end", "limit", "median", "drift", "blocks", "narrowed"}
 EXPLORED = {
     "trials", "arms", "design", "ranges", "narrowed", "not_narrowed", "objectives", "pareto",
+    "warm_start",
 }  # fmt: skip
 
 
