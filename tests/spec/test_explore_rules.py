@@ -55,7 +55,7 @@ def test_every_key_is_read(tmp_path):
             "warm_start: first, objectives: [val_accuracy, step_ms]",
             "does not go with the objective step_ms: step times of another run do not compare; remove",
         ),
-        ("warm_start: 7", "expected a path or null, found 7"),
+        ("warm_start: 7", "expected a path or null, found the number 7"),
         ("warm_start: [a, b]", 'expected a path or null, found ["a","b"]'),
         ("warm_start: {study: first, trials: 0}", "expected a whole number of at least 1, found 0"),
         ("warm_start: {folder: first}", "unknown key 'folder'"),
