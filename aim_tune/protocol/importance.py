@@ -143,8 +143,9 @@ def _shares(parts: Sequence[Part], explained: Explained) -> dict[str, float]:
 
 def _explained(part: Part, explained: Explained) -> dict[str, float]:
     """Variance of the score that each judged setting explains; 0 where all scores are equal."""
-    variance = float(np.var([t.score or 0.0 for t in part.rows]))
-    if variance == 0.0:
+    scores = [t.score or 0.0 for t in part.rows]
+    variance = float(np.var(scores))
+    if min(scores) == max(scores):  # of twelve times 0.1 numpy's variance is not 0
         return dict.fromkeys(sorted(part.judged), 0.0)
     known = distributions(part.space)
     study = optuna.create_study(direction="maximize")

@@ -70,9 +70,10 @@ def test_few_trainings_and_arms_that_always_fail_are_left_out(sim, history_of):
     assert list(found) == ["baseline", "frozen"]
 
 
-def test_equal_scores_make_nothing_important(sim, history_of):
-    study = sim.study_of(explore=0, blocks=5, twins=4)
-    history = history_of(study, trainer=lambda r: dict.fromkeys(r.arms, 0.5))
+@pytest.mark.parametrize(("twins", "score"), [(4, 0.5), (3, 0.1)])  # 12 of 0.1 have a variance
+def test_equal_scores_make_nothing_important(sim, history_of, twins, score):
+    study = sim.study_of(explore=0, blocks=5, twins=twins)
+    history = history_of(study, trainer=lambda r: dict.fromkeys(r.arms, score))
     assert set(importances(study, history)["baseline"].values()) == {(0.0, 0.0, 0.0)}
 
 
