@@ -60,6 +60,22 @@ class Reading(NamedTuple):
     time_ms: int
 
 
+@dataclass(kw_only=True)
+class Seen:
+    """What is known to be in the store for one run."""
+
+    run_id: str
+    status: str = "RUNNING"
+    tags: dict[str, str] = field(default_factory=dict)
+    params: set[str] = field(default_factory=set)
+    steps: set[tuple[str, int]] = field(default_factory=set)
+    """(metric, step)."""
+    has_data: bool = False
+    images: set[tuple[str, int]] = field(default_factory=set)
+    """(key, step)."""
+    start_ms: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataInput:
     """The data set a run has used, as MLflow's Datasets column shows it."""

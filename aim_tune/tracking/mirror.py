@@ -20,8 +20,8 @@ from typing import Any
 from aim_tune.errors import ResourceError
 from aim_tune.ledger import History, read_history
 from aim_tune.spec.study import Study
+from aim_tune.tracking.apart import Apart
 from aim_tune.tracking.place import default_uri, page, shown, unreachable
-from aim_tune.tracking.store import Store
 from aim_tune.tracking.writer import Finish, Writer
 
 LIVE_S = 30.0
@@ -46,6 +46,7 @@ class Mirror:
     `folder` is results/NAME; what its ledger already holds is caught up with. `uri` None: the sqlite
     store in the folder above, with artifacts beside it. `required`: `start` raises where the store
     cannot be reached; otherwise the search goes on without it. `notify` takes lines for people.
+    `make_store`: `Apart`, or `store.Store` to have MLflow in this process.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Mirror:
         required: bool = True,
         notify: Callable[[str], None] | None = None,
         live_s: float = LIVE_S,
+        make_store: Callable[..., Any] = Apart,
     ) -> None:
         self.uri = uri or default_uri(folder.parent)
         self._is_default = uri is None
@@ -66,7 +68,7 @@ class Mirror:
         self._notify = notify or logging.getLogger("aim_tune.tracking").warning
         self._live_s = live_s
         artifacts = None if uri else folder.parent / "mlartifacts" / study.name
-        self._store = Store(self.uri, artifacts=artifacts)
+        self._store = make_store(self.uri, artifacts=artifacts)
         self._inbox: queue.SimpleQueue[Mapping[str, Any] | Finish | None] = queue.SimpleQueue()
         self._reached = threading.Event()
         self._opened = threading.Event()
@@ -95,6 +97,7 @@ class Mirror:
         if self._required:
             self._closing = True
             self._inbox.put(None)
+            self._store.close()
             raise self._refused
         self._notify(f"{self._refused} Going on with the ledger alone.")
 
@@ -139,7 +142,9 @@ class Mirror:
         self._inbox.put(None)
         self._thread.join(timeout_s)
         missing = self._writer.backlog
-        if not missing and not self._thread.is_alive():
+        waits = self._thread.is_alive()
+        self._store.close()
+        if not missing and not waits:
             return ""
         where = "" if self._is_default else f" --tracking-uri {shown(self.uri)}"
         return (

@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +28,7 @@ from aim_tune.tracking.content import (
     STUDY_TAG,
     DataInput,
     RunContent,
+    Seen,
 )
 from aim_tune.tracking.notes import PICTURE, RUN_ID
 from aim_tune.tracking.place import (
@@ -38,6 +38,7 @@ from aim_tune.tracking.place import (
     server_version,
     unreachable,
     with_driver,
+    write_ahead,
 )
 
 FILES_TAG = "aim_tune.files"
@@ -46,22 +47,6 @@ IMAGES_TAG = "mlflow.loggedImages"
 """Set by MLflow on a run that has pictures."""
 BATCH = 1000
 """Most metrics MLflow takes in one call."""
-
-
-@dataclass(kw_only=True)
-class Seen:
-    """What is known to be in the store for one run."""
-
-    run_id: str
-    status: str = "RUNNING"
-    tags: dict[str, str] = field(default_factory=dict)
-    params: set[str] = field(default_factory=set)
-    steps: set[tuple[str, int]] = field(default_factory=set)
-    """(metric, step)."""
-    has_data: bool = False
-    images: set[tuple[str, int]] = field(default_factory=set)
-    """(key, step)."""
-    start_ms: int = 0
 
 
 class Store:
@@ -101,6 +86,8 @@ class Store:
             with _quiet(), first_use_lock(self.uri):
                 self._client = MlflowClient(tracking_uri=with_driver(self.uri))
                 self._experiment = self._find_or_make(experiment)
+                if self._artifacts is not None:  # the store of a results folder is ours
+                    write_ahead(self.uri)
             self.describe(note)
         except Exception as error:  # of MLflow, SQLAlchemy, a missing driver...
             raise unreachable(self.uri, error) from error

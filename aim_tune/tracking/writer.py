@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aim_tune.ledger import History, Training
 from aim_tune.spec.study import Study
@@ -18,12 +18,15 @@ from aim_tune.tracking import views
 from aim_tune.tracking.content import (
     DIGEST_TAG,
     RunContent,
+    Seen,
     experiment_name,
     training_content,
     verdict_content,
 )
 from aim_tune.tracking.notes import experiment_note
-from aim_tune.tracking.store import Seen, Store
+
+if TYPE_CHECKING:  # it imports MLflow
+    from aim_tune.tracking.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from aim_tune.tracking import views
 from aim_tune.tracking.content import BY_STEP, PHASES
 from aim_tune.tracking.mirror import Mirror
 from aim_tune.tracking.place import default_uri
+from aim_tune.tracking.store import Store
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 20
 VERDICT = {"verdict": "no_evidence", "effect_points": 0.25}
@@ -33,7 +34,7 @@ def pictured(records):
 
 
 def mirrored(folder: Path, study, records, picture: bytes | None = None) -> Mirror:
-    mirror = Mirror(folder=folder, study=study)
+    mirror = Mirror(folder=folder, study=study, make_store=Store)
     mirror.start()
     for record in records:
         mirror.event(record)
@@ -81,7 +82,7 @@ def test_a_search_killed_among_the_pictures_adds_only_those_that_lack(
 
     monkeypatch.setattr(MlflowClient, "log_image", log_image)
     monkeypatch.setattr("aim_tune.tracking.mirror.LONGEST_PAUSE_S", 0.0)
-    mirror = Mirror(folder=folder, study=study, notify=lambda text: None)
+    mirror = Mirror(folder=folder, study=study, notify=lambda text: None, make_store=Store)
     mirror.start()
     for record in pictured:
         mirror.event(record)

@@ -13,9 +13,10 @@ from mlflow.tracking import MlflowClient
 
 from aim_tune.errors import ResourceError
 from aim_tune.tracking import mirror as mirror_module
+from aim_tune.tracking.content import Seen
 from aim_tune.tracking.mirror import Mirror
 from aim_tune.tracking.place import default_uri, shown
-from aim_tune.tracking.store import Seen, Store
+from aim_tune.tracking.store import Store
 
 VERDICT = {"verdict": "no_evidence", "effect_points": 0.25, "ci95_points": [-1.0, 1.5], "blocks": 2}
 
@@ -35,7 +36,7 @@ def steps_logged(client, run) -> Counter:
 
 
 def mirrored(folder, study, records, **kwargs) -> Mirror:
-    mirror = Mirror(folder=folder, study=study, **kwargs)
+    mirror = Mirror(folder=folder, study=study, make_store=Store, **kwargs)
     mirror.start()
     for record in records:
         mirror.event(record)

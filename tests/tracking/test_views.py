@@ -104,7 +104,7 @@ def test_only_versions_that_draw_them_get_views(version, known):
 
 
 def mirrored(folder, study, records) -> Mirror:
-    mirror = Mirror(folder=folder, study=study)
+    mirror = Mirror(folder=folder, study=study, make_store=Store)
     mirror.start()
     for record in records:
         mirror.event(record)

@@ -1,0 +1,158 @@
+"""The store in a process of its own, at the lowest priority: trainings never wait for MLflow.
+
+A run costs MLflow about 45 ms of processor time, and Python's lock for as long. Here both are spent in
+another process, which lives on what the trainings leave over; and a search starts without importing
+MLflow. Calls go through a pipe, one at a time. The process ends with its pipe, so it outlives nobody; one
+that died is replaced at the next call.
+
+python -m aim_tune.tracking.apart        the other end: reads calls of `store.Store`, writes answers
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+from aim_tune.errors import ResourceError
+from aim_tune.tracking.place import probe
+
+NICE = 19
+"""Priority of the process: about 1.5 % of a core that trainings use, all of one that they do not."""
+END_S = 5.0
+"""How long `close` waits for the process, seconds."""
+
+
+class Apart:
+    """A `store.Store` in another process: the same calls, for one thread at a time.
+
+    ResourceError arrives as itself, whatever else MLflow raises as RuntimeError with its text.
+    """
+
+    def __init__(self, uri: str, *, artifacts: Path | None = None) -> None:
+        self.uri = uri
+        self._artifacts = artifacts
+        self._child: subprocess.Popen[bytes] | None = None
+        self._opened: tuple[Any, ...] = ()
+        """What `open` was called with, once it has succeeded."""
+        self._over = False
+
+    def open(
+        self, experiment: str, note: str, on_answer: Callable[[], None] = lambda: None
+    ) -> None:
+        """See `Store.open`."""
+        probe(self.uri)
+        on_answer()
+        self._call("open", experiment, note)
+        self._opened = (experiment, note)
+
+    @property
+    def experiment_id(self) -> str:
+        """See `Store.experiment_id`."""
+        return str(self._call("experiment_id"))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Every other call of `Store`, see there."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return partial(self._call, name)
+
+    def close(self) -> None:
+        """End the process, also while another thread waits for its answer. No call follows."""
+        self._over = True
+        self._end()
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        with suppress(OSError):
+            _pipe(child.stdin).close()
+        try:
+            child.wait(END_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        _pipe(child.stdout).close()  # last: a thread that reads it has come back by now
+
+    def _call(self, name: str, *args: Any) -> Any:
+        if self._over:
+            raise RuntimeError("the store is closed")
+        if self._child is None:
+            self._child = _started()
+            self._ask(self.uri, self._artifacts)
+            if self._opened and name != "open":
+                self._ask("open", *self._opened)
+        return self._ask(name, *args)
+
+    def _ask(self, *message: Any) -> Any:
+        """Send a message and wait for the answer. RuntimeError where the process has died."""
+        assert self._child is not None
+        try:
+            _put(self._child.stdin, message)
+            kind, answer = pickle.load(_pipe(self._child.stdout))
+        except (OSError, EOFError, pickle.UnpicklingError):
+            self._end()
+            text = "the process that writes to MLflow has died; the next try starts another"
+            raise RuntimeError(text) from None
+        if kind is not None:
+            raise kind(answer)
+        return answer
+
+
+def _started() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", __name__],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C and a closed terminal are the search's business
+    )
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None
+    return pipe
+
+
+def _put(pipe: IO[bytes] | None, message: object) -> None:
+    pickle.dump(message, _pipe(pipe))
+    _pipe(pipe).flush()
+
+
+def main() -> None:
+    """Answer calls until the pipe ends."""
+    calls, answers = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # what MLflow prints is no answer
+    store: Any = None
+    while True:
+        try:
+            name, *args = pickle.load(calls)
+        except EOFError:
+            return
+        try:
+            if store is None:
+                store = import_module("aim_tune.tracking.store").Store(name, artifacts=args[0])
+                answer = None
+            else:
+                found = getattr(store, name)
+                answer = found(*args) if callable(found) else found
+            if name == "open":  # until here a search has waited for it
+                os.nice(NICE - os.nice(0))
+            said: tuple[type[Exception] | None, Any] = (None, answer)
+        except ResourceError as error:
+            said = (ResourceError, str(error))
+        except Exception as error:
+            said = (RuntimeError, f"{type(error).__name__}: {error}")
+        _put(answers, said)
+
+
+if __name__ == "__main__":
+    main()
