@@ -198,15 +198,18 @@ class _Run:
             done = (
                 ledger.history.declared and study_status(self.study, ledger.history) != "unfinished"
             )
-            if done and not self._grown(ledger.history):
-                with self._tracking(ledger) as mirror:
+            with self._tracking() as mirror:
+                if done and not self._grown(ledger.history):
+                    if mirror:
+                        mirror.start()
                     return self._finish(ledger, mirror)
-            with self._engine() as engine:
-                if self.stop:
-                    self.stop.arm()
-                self._declare(ledger)
-                self._count(ledger.history)  # before the first look
-                with self._tracking(ledger) as mirror:
+                with self._engine() as engine:
+                    if self.stop:
+                        self.stop.arm()
+                    self._declare(ledger)
+                    self._count(ledger.history)  # before the first look
+                    if mirror:
+                        mirror.start()
                     self._conduct(ledger, engine, mirror)
                     return self._finish(ledger, mirror)
 
@@ -274,12 +277,11 @@ class _Run:
             )
 
     @contextmanager
-    def _tracking(self, ledger: Ledger) -> Iterator[Mirror | None]:
-        """MLflow, kept equal to the ledger; None where it is off."""
+    def _tracking(self) -> Iterator[Mirror | None]:
+        """MLflow, to be started once the ledger holds the study; None where it is off."""
         if self.how.tracking == "off":
             yield None
             return
-        from aim_tune.engine.stop import Interrupted
         from aim_tune.tracking.mirror import Mirror
 
         mirror = Mirror(
@@ -289,10 +291,10 @@ class _Run:
             required=self.how.tracking == "on",
             notify=self.console.print,
         )
-        mirror.start()
+        mirror.prepare()  # while Ray starts
         try:
             yield mirror
-        except Interrupted:
+        except BaseException:
             mirror.close(CLOSE_S)
             raise
         missing = mirror.close()

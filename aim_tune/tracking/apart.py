@@ -44,6 +44,18 @@ class Apart:
         """What `open` was called with, once it has succeeded."""
         self._over = False
 
+    def prepare(self) -> None:
+        """Let the process start and import MLflow, which takes seconds, and come back at once."""
+        assert self._child is None, "it runs already"
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            start_new_session=True,  # Ctrl-C and a closed terminal are the search's business
+        )
+        _put(self._child.stdin, (self.uri, self._artifacts))
+
     def open(
         self, experiment: str, note: str, on_answer: Callable[[], None] = lambda: None
     ) -> None:
@@ -86,8 +98,7 @@ class Apart:
         if self._over:
             raise RuntimeError("the store is closed")
         if self._child is None:
-            self._child = _started()
-            self._ask(self.uri, self._artifacts)
+            self.prepare()
             if self._opened and name != "open":
                 self._ask("open", *self._opened)
         return self._ask(name, *args)
@@ -107,16 +118,6 @@ class Apart:
         return answer
 
 
-def _started() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C and a closed terminal are the search's business
-    )
-
-
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     assert pipe is not None
     return pipe
@@ -131,27 +132,27 @@ def main() -> None:
     """Answer calls until the pipe ends."""
     calls, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # what MLflow prints is no answer
-    store: Any = None
+    uri, artifacts = pickle.load(calls)
+    store = import_module("aim_tune.tracking.store").Store(uri, artifacts=artifacts)
     while True:
         try:
             name, *args = pickle.load(calls)
         except EOFError:
             return
-        try:
-            if store is None:
-                store = import_module("aim_tune.tracking.store").Store(name, artifacts=args[0])
-                answer = None
-            else:
-                found = getattr(store, name)
-                answer = found(*args) if callable(found) else found
-            if name == "open":  # until here a search has waited for it
-                os.nice(NICE - os.nice(0))
-            said: tuple[type[Exception] | None, Any] = (None, answer)
-        except ResourceError as error:
-            said = (ResourceError, str(error))
-        except Exception as error:
-            said = (RuntimeError, f"{type(error).__name__}: {error}")
-        _put(answers, said)
+        _put(answers, _answer(store, name, args))
+        if name == "open":  # until here a search has waited for it
+            os.nice(NICE - os.nice(0))
+
+
+def _answer(store: Any, name: str, args: list[Any]) -> tuple[type[Exception] | None, Any]:
+    """(None, what a call gives), or the kind and the text of its error."""
+    try:
+        found = getattr(store, name)
+        return None, found(*args) if callable(found) else found
+    except ResourceError as error:
+        return ResourceError, str(error)
+    except Exception as error:
+        return RuntimeError, f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -79,6 +79,11 @@ class Mirror:
         self._failures = 0
         self._retry_at = 0.0
 
+    def prepare(self) -> None:
+        """Let MLflow be imported while the caller does something else. Optional; `start` follows."""
+        if isinstance(self._store, Apart):
+            self._store.prepare()
+
     def start(self) -> None:
         """Begin, from what the ledger holds by now.
 
@@ -97,7 +102,7 @@ class Mirror:
         if self._required:
             self._closing = True
             self._inbox.put(None)
-            self._store.close()
+            self._thread = None
             raise self._refused
         self._notify(f"{self._refused} Going on with the ledger alone.")
 
@@ -136,7 +141,8 @@ class Mirror:
 
         Runs of trainings that were interrupted end as KILLED.
         """
-        if self._thread is None:
+        if self._thread is None:  # never started, or refused
+            self._store.close()
             return ""
         self._closing = True
         self._inbox.put(None)
