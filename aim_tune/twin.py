@@ -34,6 +34,7 @@ from aim_tune.spec.study import Recipe, Resources, Study
 from aim_tune.spec.values import canonical
 from aim_tune.tables import catalog_of
 from aim_tune.training.checkpoints import CheckpointSlot, CheckpointStore
+from aim_tune.training.compiler import check_compiler
 from aim_tune.training.evaluate import predict_test, weights_sha256
 from aim_tune.training.loop import fit
 from aim_tune.training.schedules import total_steps
@@ -100,6 +101,7 @@ def train_arm(
     place = {"node": node_name(), "device": device_name(device), "pid": os.getpid()}
     # First of all: whoever hangs from here on is known.
     report({"event": "training_started", **head, **place})
+    check_compiler(study)
     catalog = catalog_of(study.plugins)
     source = open_source(study.data, catalog)
     split = source.split(request.streams["split"])
@@ -138,6 +140,7 @@ def _measure(job: Job, study: Study, report: Report) -> None:
     ]
     for head in heads:
         report({"event": "training_started", **head, **place, "pid": os.getpid()})
+    check_compiler(study)
     catalog = catalog_of(study.plugins)
     found, status, reason = {}, "ok", ""
     try:

@@ -88,6 +88,9 @@ class Recipe:
     """bfloat16 autocast, in every arm."""
     channels_last: bool = False
     """Memory format, in every arm."""
+    compile: bool = False
+    """torch.compile for the training steps, in every arm: the same function, rounded otherwise. Compiling is
+    not counted in step times; validation and what is kept are not compiled."""
 
     def at(self, shared: Mapping[str, Any]) -> Recipe:
         """This recipe with the values of a point's shared part put in."""
@@ -357,7 +360,7 @@ class Study:
         return short_hash(self.identity())
 
 
-LATER_RECIPE = ("early_stopping_patience", "early_stopping_min_delta")
+LATER_RECIPE = ("early_stopping_patience", "early_stopping_min_delta", "compile")
 LATER_EXPLORE = ("finalists", "arms", "narrow", "stopping", "objectives")
 LATER_MEMORY = (("init", "zero"), ("update_every", None))
 LATER_PROTOCOL = ("looks", "budget_gpu_hours", "search_fraction", "attribution", "export_seeds",

@@ -43,6 +43,9 @@ from aim_tune.training.schedules import (
 
 __all__ = ["Outcome", "fit", "predict_test", "total_steps", "weights_sha256"]
 
+COMPILER: dict[str, Any] = {"fallback_random": True, "layout_optimization": False}
+"""Dropout draws what it draws uncompiled; layouts stay those of the recipe (on a CPU torch 2.15 would make
+convolutions of few channels channels_last, whose gradients oneDNN then writes beyond their memory)."""
 GPU_STEPS_PER_LOOK = 20  # reading a loss waits for the GPU; a CPU looks after every step
 WARM_UP_LOOKS = 5  # not counted in step_ms: caches, kernel choice
 
@@ -88,6 +91,7 @@ def fit(
     Exceptions other than out-of-memory propagate.
     """
     model.to(device=device, memory_format=memory_format(recipe))  # type: ignore[call-overload]
+    forget_compiled(recipe)
     with _random_state_kept(device):
         run = _Run(
             model=model, source=source, split=split, recipe=recipe, streams=streams, device=device,
@@ -151,6 +155,10 @@ class _Run:
         self.patience = self.recipe.early_stopping_patience
         self.total = total_steps(self.recipe, len(self.split.train))
         self.marks = set(evaluation_steps(self.total, self.recipe.evaluations))
+        self.call = compiled(self.model) if self.recipe.compile else self.model
+        """What a training step calls."""
+        self.compiles = self.recipe.compile
+        """Whether the coming step compiles: it is looked at alone and its time is not counted."""
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.look_every = GPU_STEPS_PER_LOOK if self.device.type == "cuda" else 1
@@ -173,7 +181,7 @@ class _Run:
         for images, labels in self.source.pool_batches(batches, self.device):
             self.pending.append(self.one_step(images, labels))
             self.step += 1
-            if len(self.pending) >= self.look_every or self.step in self.marks:
+            if self.compiles or len(self.pending) >= self.look_every or self.step in self.marks:
                 self.look()
                 if self.step in self.marks:
                     self.measure()
@@ -188,7 +196,7 @@ class _Run:
                 images, self.recipe.augment, stream=self.streams["augment"], step=self.step
             )
         with precision(self.recipe, self.device):
-            logits = self.model(images.contiguous(memory_format=memory_format(self.recipe)))
+            logits = self.call(images.contiguous(memory_format=memory_format(self.recipe)))
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -206,9 +214,10 @@ class _Run:
         """Read the losses of the last steps, take the time; raises _Stop where one is not finite."""
         losses = torch.stack(self.pending).tolist()  # waits for the device
         now = time.perf_counter()
-        self.step_times.append((now - self.looked) / len(losses))
-        self.seconds += now - self.looked
-        self.looked = now
+        if not self.compiles:
+            self.step_times.append((now - self.looked) / len(losses))
+            self.seconds += now - self.looked
+        self.looked, self.compiles = now, False
         first = self.step - len(losses) + 1
         self.pending.clear()
         for number, loss in enumerate(losses):
@@ -379,6 +388,27 @@ class _Run:
         if not scores:
             return None
         return scores[-1] if self.patience is None else max(scores)
+
+
+def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A compiled call of the network, which itself stays as it is: its weights, their names, its other uses.
+
+    Dynamo keeps what it compiled with the code of a function, up to 8 times, then goes on uncompiled
+    without a word. So each network gets a function with code of its own.
+    """
+
+    def call(images: Tensor) -> Tensor:
+        return model(images)
+
+    call.__code__ = call.__code__.replace()
+    return torch.compile(call, dynamic=False, options=COMPILER)
+
+
+def forget_compiled(recipe: Recipe) -> None:
+    """Drop what earlier trainings of this process compiled: else a reused worker keeps their networks alive,
+    and what it saw of their sizes decides how the next one is compiled."""
+    if recipe.compile:
+        torch.compiler.reset()
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

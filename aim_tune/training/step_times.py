@@ -15,10 +15,10 @@ from aim_tune.data.source import Source, Split
 from aim_tune.spec.study import Recipe
 from aim_tune.training.batches import Batches
 from aim_tune.training.evaluate import memory_format
-from aim_tune.training.loop import _random_state_kept, _Run
+from aim_tune.training.loop import _random_state_kept, _Run, forget_compiled
 
 WARM_UP = 5
-"""Rounds that do not count: caches, kernel choice, memory."""
+"""Rounds that do not count: compilation, caches, kernel choice, memory."""
 ROUNDS = 30
 
 
@@ -38,6 +38,7 @@ def interleaved_step_ms(
     """
     names = list(models)
     times: dict[str, list[float]] = {name: [] for name in names}
+    forget_compiled(recipes[names[0]])
     with _random_state_kept(device):
         runs = {
             name: _run(models[name], source, split, recipes[name], streams, device)
