@@ -1,5 +1,7 @@
 """ONE training loop for every arm; it never knows which arm it trains.
 
+With a `Group`, the same loop runs in several processes, one a device, and every decision is the same in
+all: losses are averaged over them, scores and the clock are rank 0's.
 All randomness is a function of (stream, epoch) or (stream, step), so a checkpoint holds only network,
 optimizer, step and scores, and a resumed training gives the same bits on a CPU. A training that cannot
 go on (NaN, time, memory) ends with a status and the network it had at its last validation pass.
@@ -24,7 +26,7 @@ from aim_tune.ledger import Measure
 from aim_tune.spec.request import Ladder
 from aim_tune.spec.study import Recipe
 from aim_tune.spec.values import derive_seed, short_hash
-from aim_tune.training.batches import Batches, augment
+from aim_tune.training.batches import WHOLE, Batches, augment
 from aim_tune.training.checkpoints import CheckpointSlot
 from aim_tune.training.evaluate import (
     memory_format,
@@ -33,6 +35,7 @@ from aim_tune.training.evaluate import (
     validate,
     weights_sha256,
 )
+from aim_tune.training.group import Group, RankFailed
 from aim_tune.training.optimizers import make_optimizer
 from aim_tune.training.schedules import (
     evaluation_steps,
@@ -79,6 +82,7 @@ def fit(
     time_limit_s: float | None = None,
     checkpoint_s: float = 60.0,
     stop: Ladder = (),
+    group: Group | None = None,
 ) -> Outcome:
     """Train the network in place and say how it ended.
 
@@ -88,7 +92,8 @@ def fit(
     is below a rung of `stop` ends there as pruned; its last pass ends it anyway and is no rung. With
     `recipe.early_stopping_patience` it ends after that many passes without a gain, and the network keeps
     the weights of its best pass (the first of equal ones): the score is theirs.
-    Exceptions other than out-of-memory propagate.
+    With a `group` this process is one rank of several; all call `fit` alike, those beside rank 0 without a
+    slot. Exceptions other than out-of-memory propagate, in rank 0 those of another rank, too.
     """
     model.to(device=device, memory_format=memory_format(recipe))  # type: ignore[call-overload]
     forget_compiled(recipe)
@@ -96,7 +101,7 @@ def fit(
         run = _Run(
             model=model, source=source, split=split, recipe=recipe, streams=streams, device=device,
             on_measure=on_measure, slot=slot, time_limit_s=time_limit_s, checkpoint_s=checkpoint_s,
-            rungs=dict(stop),
+            rungs=dict(stop), group=group,
         )  # fmt: skip
         try:
             run.resume()
@@ -104,10 +109,13 @@ def fit(
             run.take_best()
         except _Stop as stop:
             run.end_early(stop.status, stop.detail)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            run.end_early("oom", _first_line(error))
+        except Exception as error:
+            cause = group.cause(error) if group else error
+            if not _is_out_of_memory(cause) or (group and group.rank > 0):
+                raise cause from cause.__cause__
+            if group:
+                group.broken = True
+            run.end_early("oom", _first_line(cause))
         return run.outcome()
 
 
@@ -135,6 +143,8 @@ class _Run:
     checkpoint_s: float
     rungs: Mapping[int, float]
     """Number of a validation pass -> least accuracy to go on."""
+    group: Group | None = None
+    """The ranks of this training; None: it has one device."""
 
     step: int = 0
     seconds: float = 0.0
@@ -157,6 +167,10 @@ class _Run:
         self.marks = set(evaluation_steps(self.total, self.recipe.evaluations))
         self.call = compiled(self.model) if self.recipe.compile else self.model
         """What a training step calls."""
+        self.part = WHOLE
+        if self.group:
+            self.call = self.group.call(self.model, self.call)
+            self.part = self.group.part
         self.compiles = self.recipe.compile
         """Whether the coming step compiles: it is looked at alone and its time is not counted."""
         self.optimizer = make_optimizer(self.model, self.recipe)
@@ -174,7 +188,7 @@ class _Run:
         """All remaining steps, with validation passes, checkpoints and limits in between."""
         batches = Batches(
             self.split.train, batch_size=self.recipe.batch_size, order=self.streams["order"],
-            start=self.step, total=self.total,
+            start=self.step, total=self.total, part=self.part,
         )  # fmt: skip
         self.model.train()
         self.looked = time.perf_counter()
@@ -190,10 +204,15 @@ class _Run:
     def one_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One optimizer step; the mean loss over the batch, before the step."""
         self.optimizer.param_groups[0]["lr"] = self.rate()
-        _seed_all(derive_seed(self.streams["dropout"], self.step), self.device)
+        own = [self.part.rank] if self.part.rank else []
+        _seed_all(derive_seed(self.streams["dropout"], self.step, *own), self.device)
         if self.recipe.augment:
             images = augment(
-                images, self.recipe.augment, stream=self.streams["augment"], step=self.step
+                images,
+                self.recipe.augment,
+                stream=self.streams["augment"],
+                step=self.step,
+                part=self.part,
             )
         with precision(self.recipe, self.device):
             logits = self.call(images.contiguous(memory_format=memory_format(self.recipe)))
@@ -212,7 +231,10 @@ class _Run:
 
     def look(self) -> None:
         """Read the losses of the last steps, take the time; raises _Stop where one is not finite."""
-        losses = torch.stack(self.pending).tolist()  # waits for the device
+        stacked = torch.stack(self.pending)
+        losses = (
+            self.group.mean(stacked) if self.group else stacked
+        ).tolist()  # waits for the device
         now = time.perf_counter()
         if not self.compiles:
             self.step_times.append((now - self.looked) / len(losses))
@@ -288,10 +310,17 @@ class _Run:
         )
 
     def validate(self) -> tuple[float, float]:
-        """(loss, accuracy) on the validation images; leaves the network in training mode."""
-        result = validate(
-            self.model, self.source, self.split.val, recipe=self.recipe, device=self.device
-        )
+        """(loss, accuracy) on the validation images; leaves the network in training mode.
+
+        In a group it is rank 0's alone: of the network that is kept, in the batches of one device.
+        """
+
+        def alone() -> tuple[float, float]:
+            return validate(
+                self.model, self.source, self.split.val, recipe=self.recipe, device=self.device
+            )
+
+        result: tuple[float, float] = self.group.first(alone) if self.group else alone()
         self.model.train()
         return result
 
@@ -302,9 +331,15 @@ class _Run:
         if self.slot and self.step < self.total and now - self.saved >= self.checkpoint_s:
             self.slot.save(self.step, self.state())
             self.saved = time.perf_counter()
-        if limit is not None and self.step < self.total and self.wall(now) > limit:
+        if limit is not None and self.step < self.total and self.is_over(now, limit):
             raise _Stop("timeout", f"time limit of {limit:g} s reached at step {self.step}")
         self.looked = time.perf_counter()
+
+    def is_over(self, now: float, limit: float) -> bool:
+        """Whether time is over, by the clock of rank 0."""
+        if self.group:
+            return bool(self.group.first(lambda: self.wall(now) > limit))
+        return self.wall(now) > limit
 
     def wall(self, now: float) -> float:
         """Wall-clock seconds since the start, earlier attempts included."""
@@ -330,13 +365,12 @@ class _Run:
     def asked(self) -> str:
         """Identity of what is trained: a checkpoint of anything else is not used."""
         shapes = {name: list(t.shape) for name, t in self.model.state_dict().items()}
-        return short_hash(
-            [asdict(self.recipe), dict(self.streams), len(self.split.train), self.total, shapes]
-        )
+        asked = [asdict(self.recipe), dict(self.streams), len(self.split.train), self.total, shapes]
+        return short_hash([*asked, self.part.size] if self.group else asked)
 
     def resume(self) -> None:
         """Take up what the slot left off, if it fits; earlier validation passes are reported again."""
-        state = self.slot.load() if self.slot else None
+        state = self.group.first(self.load) if self.group else self.load()
         if self.slot:
             self.details += self.slot.faults
         if state is None:
@@ -353,6 +387,10 @@ class _Run:
         self.details.append(f"resumed at step {self.step}")
         for measure in self.measures:
             self.on_measure(measure)
+
+    def load(self) -> dict[str, Any] | None:
+        """What the slot has."""
+        return self.slot.load() if self.slot else None
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -431,8 +469,11 @@ def _seed_all(seed: int, device: torch.device) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text
+    if isinstance(error, RankFailed):
+        return error.status == "oom"
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 def _first_line(error: Exception) -> str:
