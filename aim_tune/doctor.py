@@ -294,11 +294,13 @@ def check_resources(
     cards, gpu, cpu = len(seen.get("cards", ())), resources.gpu, resources.cpu
     asked = f"{name} asks for {cpu:g} CPU" + (f" and {gpu:g} GPU" if gpu else "") + " a trial"
     if gpu > cards:
+        fewer = f"--set resources.gpu={cards}, or " if cards else ""
         return Finding(
             level="fault",
             what="study",
             found=f"{asked}; torch sees {cards or 'no'} card{'s' * (cards != 1)} here",
-            advice="search on a cluster (--address auto), or on the CPU, slowly: --set resources.gpu=0",
+            advice=f"{fewer}search on a cluster (--address auto)"
+            + ("" if fewer else ", or on the CPU, slowly: --set resources.gpu=0"),
         )
     slots = min(int(cores // cpu), int(cards / gpu) if gpu else cores)
     if slots < 1:

@@ -50,7 +50,8 @@ def match(
 ) -> dict[str, Measured]:
     """Step time and parameters of the arms of a match request; of step_matched, of the width that fits.
 
-    With a `group` all its ranks call this alike. Raises AttachError where the baseline cannot be widened so far, and what the builders raise.
+    With a `group` all its ranks call this alike. Raises AttachError where the baseline cannot be widened so
+    far, and what the builders raise.
     """
     bench = _Bench(study=study, catalog=catalog, source=source, request=request, device=device,
                    group=group)  # fmt: skip

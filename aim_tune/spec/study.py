@@ -189,9 +189,11 @@ class Resources:
     """What one trial gets."""
 
     cpu: int = 1
-    """Threads and Ray CPUs of a trial. Part of the study: 1 and 2 threads give different weights."""
+    """Threads and Ray CPUs of a trial, shared by its GPUs. Part of the study: 1 and 2 threads give different
+    weights."""
     gpu: float = 0.0
-    """GPUs of a trial; a share, such as 0.5, puts several trials on one card."""
+    """GPUs of a trial. A share, such as 0.5, puts several trials on one card; 2 or more train one network on
+    so many GPUs of one machine."""
     pack: str = "twin"
     """twin: all arms of a request in one trial; arm: one trial per arm. Results are the same."""
     time_limit_s: float | None = None

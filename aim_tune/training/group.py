@@ -1,10 +1,10 @@
-"""One training on several devices of one machine: processes that take the same steps, each on a slice of the batch.
+"""One training on several devices: processes that take the same steps, each on a slice of the batch.
 
-Rank 0 is the trial's own process. It starts the others as new interpreters (not forked, so CUDA works; not by
-multiprocessing, so a script without `if __name__ == "__main__"` does), tells them what to do on their
-standard input and keeps it open: whose input ends, its leader is gone, ends at once. They meet in a file in
-a private folder, and talk on the loopback interface alone. Which devices and which backend is a value, so that
-the same code runs with gloo on CPUs; it has not been run on several real GPUs.
+Rank 0 is the trial's own process. It starts the others as new interpreters (not forked, so that CUDA works;
+not by multiprocessing, so that a script without `if __name__ == "__main__"` does), tells them what to do on
+their standard input and keeps it open: where that ends, the leader is gone, and they end at once. They meet
+in a file in a private folder, and talk on the loopback interface alone. Devices and backend are a value, so
+that the same code runs with gloo on CPUs; it has not been run on several real GPUs.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class Others:
             threading.Thread(target=watch, daemon=True).start()
 
     def _fell_silent(self, rank: int) -> float:
-        """When; the first did so by itself, others because of it. Who left no note was killed: first of all."""
+        """When: the first did so by itself, others because of it. Who left no note was killed: it is first."""
         note = self._folder / f"{rank}.json"
         return note.stat().st_mtime if note.is_file() else 0.0
 
