@@ -239,7 +239,7 @@ class Others:
             threading.Thread(target=watch, daemon=True).start()
 
     def _fell_silent(self, rank: int) -> float:
-        """When: the first did so by itself, others because of it. Who left no note was killed: it is first."""
+        """When: the first did so by itself, others because of it. Who left no note was killed: first."""
         note = self._folder / f"{rank}.json"
         return note.stat().st_mtime if note.is_file() else 0.0
 
