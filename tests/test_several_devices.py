@@ -298,7 +298,7 @@ def test_a_rank_that_is_killed_loses_the_job_and_the_next_attempt_goes_on(tmp_pa
         train_arm(study, request_for(study), "baseline", world=TWO, store_root=store, report=report)
     assert events == ["training_started", "epoch", "epoch"]
     result = trained(study, "baseline", TWO, store_root=store, attempt=2)[0].result
-    assert (result.status, result.detail) == ("ok", "resumed at step 3")
+    assert (result.status, result.detail) == ("ok", "resumed at step 4")
     whole = trained(study, "baseline", TWO)[0].result
     assert result.weights_sha256 == whole.weights_sha256
 

@@ -93,13 +93,14 @@ class Group:
             find_unused_parameters=True,
         )
 
-    def mean(self, values: Tensor) -> Tensor:
+    def mean(self, values: Tensor) -> list[float]:
         """The mean over the ranks, the same in all of them."""
         self.check()
         total = values.clone()
         dist.all_reduce(total)
-        self.check()
-        return total / self.part.size
+        means: list[float] = (total / self.part.size).tolist()  # waits for the device
+        self.check()  # what a broken connection left there is no loss
+        return means
 
     def first(self, make: Callable[[], Any]) -> Any:
         """What `make` gives in rank 0, in every rank; the others wait for it."""
@@ -181,6 +182,7 @@ class Others:
                 process = subprocess.Popen(
                     [sys.executable, "-c", command],
                     stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, env=environment,
+                    start_new_session=True,  # Ctrl-C in a terminal is rank 0's to judge
                 )  # fmt: skip
             self._processes[rank] = process
             head = {"world": asdict(self._world), "rank": rank, "folder": str(self._folder)}

@@ -233,8 +233,8 @@ class _Run:
         """Read the losses of the last steps, take the time; raises _Stop where one is not finite."""
         stacked = torch.stack(self.pending)
         losses = (
-            self.group.mean(stacked) if self.group else stacked
-        ).tolist()  # waits for the device
+            self.group.mean(stacked) if self.group else stacked.tolist()
+        )  # waits for the device
         now = time.perf_counter()
         if not self.compiles:
             self.step_times.append((now - self.looked) / len(losses))
