@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
 
 if TYPE_CHECKING:
-    from aim_tune.spec.study import Resources
+    from aim_tune.spec.study import Resources, Study
 
 OLDEST_PYTHON = (3, 11)
 IMPORT_S = 180
@@ -275,6 +275,7 @@ def check_study(study: Path | None, seen: Mapping[str, Any]) -> Iterator[Finding
     try:
         loaded, catalog = load_study(study or quick_start(), HOUSE)
         yield check_resources(loaded.name, loaded.resources, seen, _cores())
+        yield from check_compile(loaded)
         info = check_data(loaded.data, catalog)
     except UserError as error:
         advice = (
@@ -293,11 +294,13 @@ def check_resources(
     cards, gpu, cpu = len(seen.get("cards", ())), resources.gpu, resources.cpu
     asked = f"{name} asks for {cpu:g} CPU" + (f" and {gpu:g} GPU" if gpu else "") + " a trial"
     if gpu > cards:
+        fewer = f"--set resources.gpu={cards}, or " if cards else ""
         return Finding(
             level="fault",
             what="study",
             found=f"{asked}; torch sees {cards or 'no'} card{'s' * (cards != 1)} here",
-            advice="search on a cluster (--address auto), or on the CPU, slowly: --set resources.gpu=0",
+            advice=f"{fewer}search on a cluster (--address auto)"
+            + ("" if fewer else ", or on the CPU, slowly: --set resources.gpu=0"),
         )
     slots = min(int(cores // cpu), int(cards / gpu) if gpu else cores)
     if slots < 1:
@@ -308,6 +311,21 @@ def check_resources(
             advice=f"--set resources.cpu={cores}, or search on a cluster (--address auto)",
         )
     return Finding(level="ok", what="study", found=f"{asked}: {slots} at a time here")
+
+
+def check_compile(study: Study) -> Iterator[Finding]:
+    """Whether torch.compile has a compiler; nothing where the study does not compile."""
+    from aim_tune.training.compiler import compiles, missing_compiler
+
+    if not compiles(study):
+        return
+    missing = missing_compiler(study.resources.gpu > 0)
+    if missing is None:
+        yield Finding(level="ok", what="compile", found="what recipe.compile needs is there")
+        return
+    what, advice = missing
+    advice = f"{advice}, or --set recipe.compile=false"
+    yield Finding(level="fault", what="compile", found=what, advice=advice)
 
 
 def check_disk(folder: Path) -> Finding:

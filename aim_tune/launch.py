@@ -220,6 +220,10 @@ class _Run:
 
     def _engine(self) -> Any:
         """The engine asked for, not yet entered."""
+        if not self.how.address:
+            from aim_tune.training.compiler import check_compiler
+
+            check_compiler(self.study)
         if self.how.engine == "in_process":
             from aim_tune.engine import in_process
 

@@ -20,6 +20,7 @@ from aim_tune.errors import AttachError
 from aim_tune.spec.catalog import Catalog
 from aim_tune.spec.request import Point, Request
 from aim_tune.spec.study import BASELINE, STEP_MATCHED, Study
+from aim_tune.training.group import Group
 from aim_tune.training.step_times import interleaved_step_ms
 
 WIDER = (1.0, 1.15, 1.4, 1.8, 2.5, 4.0)
@@ -40,13 +41,20 @@ class Measured:
 
 
 def match(
-    study: Study, catalog: Catalog, source: Source, request: Request, device: torch.device
+    study: Study,
+    catalog: Catalog,
+    source: Source,
+    request: Request,
+    device: torch.device,
+    group: Group | None = None,
 ) -> dict[str, Measured]:
     """Step time and parameters of the arms of a match request; of step_matched, of the width that fits.
 
-    Raises AttachError where the baseline cannot be widened so far, and what the builders raise.
+    With a `group` all its ranks call this alike. Raises AttachError where the baseline cannot be widened so
+    far, and what the builders raise.
     """
-    bench = _Bench(study=study, catalog=catalog, source=source, request=request, device=device)
+    bench = _Bench(study=study, catalog=catalog, source=source, request=request, device=device,
+                   group=group)  # fmt: skip
     if STEP_MATCHED not in request.arms:
         return bench.measured(dict.fromkeys(request.arms))
     wide, detail = bench.width()
@@ -61,6 +69,7 @@ class _Bench:
     source: Source
     request: Request
     device: torch.device
+    group: Group | None
 
     def width(self) -> tuple[int, str]:
         """Parameters at which a step takes as long as one of the primary arm; and how that was found."""
@@ -105,6 +114,7 @@ class _Bench:
             recipes=dict.fromkeys(models, recipe),
             streams=streams,
             device=self.device,
+            group=self.group,
         )
 
     def widened(self, parameters: int) -> nn.Module | None:

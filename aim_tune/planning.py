@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aim_tune.data.info import DataInfo
+    from aim_tune.ledger import TrainingResult
     from aim_tune.protocol.afford import Prices
     from aim_tune.protocol.earlier import Earlier
     from aim_tune.protocol.plan import Plan
@@ -165,9 +166,18 @@ def _trial_run(study: Study, arm: str, info: DataInfo) -> _Cost:
     except ResourceError:  # a plan may be made where the GPUs are not
         short = replace(short, resources=replace(study.resources, gpu=0))
         train_arm(short, request, arm)
-    began = time.perf_counter()
-    result = train_arm(short, request, arm).result
-    other_s = time.perf_counter() - began - result.seconds  # building and one validation pass
+
+    def timed(study: Study) -> tuple[TrainingResult, float]:
+        began = time.perf_counter()
+        result = train_arm(study, request, arm).result
+        return result, time.perf_counter() - began - result.seconds
+
+    result, other_s = timed(short)  # building, compiling and one validation pass
+    compile_s = 0.0
+    if short.recipe_of(arm, {}).compile:
+        plain = replace(short, recipe=replace(recipe, compile=False), overrides={})
+        compile_s, other_s = other_s, timed(plain)[1]
+        compile_s = max(0.0, compile_s - other_s)
     step_ms = result.step_ms or 1000 * result.seconds / max(1, result.steps)
     return _Cost(
         arm=arm,
@@ -175,7 +185,7 @@ def _trial_run(study: Study, arm: str, info: DataInfo) -> _Cost:
         trainable=result.trainable,
         flops=result.flops,
         step_ms=step_ms,
-        seconds=steps * step_ms / 1000 + study.recipe.evaluations * other_s,
+        seconds=steps * step_ms / 1000 + study.recipe.evaluations * other_s + compile_s,
     )
 
 

@@ -14,7 +14,8 @@ import platform
 import socket
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,8 +35,10 @@ from aim_tune.spec.study import Recipe, Resources, Study
 from aim_tune.spec.values import canonical
 from aim_tune.tables import catalog_of
 from aim_tune.training.checkpoints import CheckpointSlot, CheckpointStore
+from aim_tune.training.compiler import check_compiler
 from aim_tune.training.evaluate import predict_test, weights_sha256
-from aim_tune.training.loop import fit
+from aim_tune.training.group import Group, RankFailed, RankLost, World, following, leading
+from aim_tune.training.loop import Outcome, fit
 from aim_tune.training.schedules import total_steps
 from aim_tune.training.usage import Usage
 
@@ -44,6 +47,8 @@ Report = Callable[[dict[str, Any]], None]
 OnMeasure = Callable[[Measure], None]
 Keep = Callable[[nn.Module, TrainingResult], None]
 """Puts a trained network in good hands."""
+FOLLOW = "from aim_tune.twin import follow; follow()"
+"""What the other ranks of a training on several devices run."""
 ALBUM_IMAGES = 4
 """Validation images that an add-on's album may use."""
 
@@ -57,15 +62,22 @@ class Trained:
     """The trained network; None where the training failed."""
 
 
-def run_job(job: Job, study: Study, *, store_root: str | None, report: Report) -> None:
+def run_job(
+    job: Job,
+    study: Study,
+    *,
+    store_root: str | None,
+    report: Report,
+    world: World | None = None,
+) -> None:
     """Train the arms of `job` in their order and report training_started, epoch and training_done.
 
     `store_root` is the folder for checkpoints; None: none are written. Raises DataError where the
     data cannot be opened here and ResourceError where the device is missing. A match request is measured
-    instead, see `matching`.
+    instead, see `matching`. `world`: several devices for one training; None: those of resources.gpu.
     """
     if job.request.stage == "match":
-        _measure(job, study, report)
+        _measure(job, study, report, world or world_of(study.resources))
         return
     for arm in job.arms:
         trained = train_arm(
@@ -75,6 +87,7 @@ def run_job(job: Job, study: Study, *, store_root: str | None, report: Report) -
             attempt=job.attempts[arm],
             store_root=store_root,
             report=report,
+            world=world,
         )
         del trained  # give the memory back before the next arm is built
         _free(study.resources)
@@ -89,17 +102,20 @@ def train_arm(
     store_root: str | None = None,
     report: Report = lambda record: None,
     keep: Keep | None = None,
+    world: World | None = None,
 ) -> Trained:
     """One arm of a request, trained to its end. Same request, same machine: the same bits.
 
-    `keep` is called with the trained network before its checkpoints are dropped.
-    Never raises for what goes wrong within the training: the result's status says it.
+    `keep` is called with the trained network before its checkpoints are dropped. `world` as in `run_job`.
+    Never raises for what goes wrong within the training, as the result's status says it, but for RankLost.
     """
-    device = prepare(study.resources)
+    world = world or world_of(study.resources)
+    device = prepare(study.resources, world)
     head = {"position": request.position, "arm": arm, "attempt": attempt}
-    place = {"node": node_name(), "device": device_name(device), "pid": os.getpid()}
+    place = {"node": node_name(), "device": device_name(device, world), "pid": os.getpid()}
     # First of all: whoever hangs from here on is known.
     report({"event": "training_started", **head, **place})
+    check_compiler(study)
     catalog = catalog_of(study.plugins)
     source = open_source(study.data, catalog)
     split = source.split(request.streams["split"])
@@ -115,6 +131,7 @@ def train_arm(
         request=request,
         arm=arm,
         device=device,
+        world=world,
     )
     slot = None
     if store_root is not None:
@@ -128,23 +145,63 @@ def train_arm(
     return trained
 
 
-def _measure(job: Job, study: Study, report: Report) -> None:
+def follow() -> None:
+    """The life of a rank beside 0 of a training on several devices: takes the same steps, says nothing."""
+    following(_follow, lambda error: (_status(error), _reason(error)))
+
+
+def _follow(group: Group, given: Mapping[str, Any]) -> None:
+    study, request = Study.from_dict(given["study"]), Request.from_dict(given["request"])
+    device = prepare(study.resources, group.world, group.rank)
+    catalog = catalog_of(study.plugins)
+    source = open_source(study.data, catalog)
+    if request.stage == "match":
+        match(study, catalog, source, request, device, group)
+        return
+    task = _Task(
+        study=study,
+        catalog=catalog,
+        source=source,
+        split=source.split(request.streams["split"]),
+        request=request,
+        arm=given["arm"],
+        device=device,
+        world=group.world,
+    )
+    task.fit(task.build(), lambda measure: None, None, group)
+
+
+def _ranks(
+    world: World | None, study: Study, request: Request, arm: str | None
+) -> AbstractContextManager[Group | None]:
+    """The other devices' processes, at work on the same; None where there is one device."""
+    if world is None:
+        return nullcontext()
+    task = {"study": study.to_dict(), "request": request.to_dict(), "arm": arm}
+    return leading(world, FOLLOW, task)
+
+
+def _measure(job: Job, study: Study, report: Report, world: World | None) -> None:
     """Report the step times of a match request as trainings of no steps."""
-    device = prepare(study.resources)
-    place = {"node": node_name(), "device": device_name(device)}
+    device = prepare(study.resources, world)
+    place = {"node": node_name(), "device": device_name(device, world)}
     heads = [
         {"position": job.request.position, "arm": arm, "attempt": job.attempts[arm]}
         for arm in job.arms
     ]
     for head in heads:
         report({"event": "training_started", **head, **place, "pid": os.getpid()})
+    check_compiler(study)
     catalog = catalog_of(study.plugins)
     found, status, reason = {}, "ok", ""
     try:
         source = open_source(study.data, catalog)
-        found = match(study, catalog, source, job.request, device)
+        with _ranks(world, study, job.request, None) as group:
+            found = match(study, catalog, source, job.request, device, group)
+    except RankLost:
+        raise
     except Exception as error:
-        status, reason = "oom" if _is_out_of_memory(error) else "failed", _reason(error)
+        status, reason = _status(error), _reason(error)
     for head in heads:
         one = found.get(str(head["arm"]))
         result = TrainingResult(
@@ -153,7 +210,7 @@ def _measure(job: Job, study: Study, report: Report) -> None:
             detail=one.detail if one else reason,
             step_ms=one.step_ms if one else None,
             parameters=one.parameters if one else 0,
-            device=device_name(device),
+            device=device_name(device, world),
             node=node_name(),
         )
         report({"event": "training_done", **head, "result": result.to_dict()})
@@ -170,6 +227,8 @@ class _Task:
     request: Request
     arm: str
     device: torch.device
+    world: World | None
+    """Several devices, `device` being this process's; None: it is the only one."""
 
     @property
     def recipe(self) -> Recipe:
@@ -187,14 +246,16 @@ class _Task:
 
         try:
             return self.train(remember, slot)
+        except RankLost:
+            raise
         except Exception as error:
             result = TrainingResult(
                 arm=self.arm,
-                status="oom" if _is_out_of_memory(error) else "failed",
+                status=_status(error),
                 detail=_reason(error),
                 steps=steps_done,
                 allotted_steps=total_steps(self.recipe, len(self.split.train)),
-                device=device_name(self.device),
+                device=device_name(self.device, self.world),
                 node=node_name(),
             )
             return Trained(result=result, model=None)
@@ -204,7 +265,7 @@ class _Task:
         study, request, recipe = self.study, self.request, self.recipe
         point = request.arms[self.arm]
         info = self.source.info
-        model = build_arm(study, self.catalog, self.arm, point, streams=request.streams, info=info)
+        model = self.build()
         cost = _cost(study, self.arm, point, model, info.image_shape)
         model = model.to(self.device)
         album = self.album(model)
@@ -214,19 +275,8 @@ class _Task:
             usage.sample()
             on_measure(measure)
 
-        outcome = fit(
-            model,
-            self.source,
-            split=self.split,
-            recipe=recipe,
-            streams=request.streams,
-            device=self.device,
-            on_measure=measured,
-            slot=slot,
-            time_limit_s=study.resources.time_limit_s,
-            checkpoint_s=study.resources.checkpoint_s,
-            stop=request.stop.get(self.arm, ()),
-        )
+        with _ranks(self.world, study, request, self.arm) as group:
+            outcome = self.fit(model, measured, slot, group)
         took = usage.figures()
         predictions = None
         if request.test and outcome.status != "oom":
@@ -237,7 +287,7 @@ class _Task:
             parameters=cost.parameters,
             trainable=cost.trainable,
             flops=cost.flops,
-            device=device_name(self.device),
+            device=device_name(self.device, self.world),
             node=node_name(),
             weights_sha256=weights_sha256(model),
             predictions=predictions,
@@ -246,6 +296,35 @@ class _Task:
             **{name: getattr(outcome, name) for name in _FROM_OUTCOME},
         )
         return Trained(result=result, model=model)
+
+    def build(self) -> nn.Module:
+        """The network, the same in every process."""
+        point, streams = self.request.arms[self.arm], self.request.streams
+        info = self.source.info
+        return build_arm(self.study, self.catalog, self.arm, point, streams=streams, info=info)
+
+    def fit(
+        self,
+        model: nn.Module,
+        on_measure: OnMeasure,
+        slot: CheckpointSlot | None,
+        group: Group | None,
+    ) -> Outcome:
+        """Train it, alone or as one of a group."""
+        return fit(
+            model,
+            self.source,
+            split=self.split,
+            recipe=self.recipe,
+            streams=self.request.streams,
+            device=self.device,
+            on_measure=on_measure,
+            slot=slot,
+            time_limit_s=self.study.resources.time_limit_s,
+            checkpoint_s=self.study.resources.checkpoint_s,
+            stop=self.request.stop.get(self.arm, ()),
+            group=group,
+        )
 
     def album(self, model: nn.Module) -> Any:
         """What takes pictures of the add-on in its first confirm run; None in any other training."""
@@ -278,24 +357,40 @@ _FROM_OUTCOME = (
 )  # fmt: skip
 
 
-def prepare(resources: Resources) -> torch.device:
-    """The device of a trial, with the process put into the state every training starts from.
+def world_of(resources: Resources) -> World | None:
+    """The devices of one training where they are several; None where it has one."""
+    return World.of_gpus(int(resources.gpu)) if resources.gpu > 1 else None
 
-    Raises ResourceError where a GPU is asked for and this process sees none.
+
+def prepare(resources: Resources, world: World | None = None, rank: int = 0) -> torch.device:
+    """The device of a trial (with a `world`, of a rank), with the process put into the state every training
+    starts from. The ranks share the trial's threads.
+
+    Raises ResourceError where this process does not see the GPUs that are asked for.
     """
-    torch.set_num_threads(resources.cpu)  # 1 and 2 threads give different weights
+    world = world or world_of(resources)
+    ranks = len(world.devices) if world else 1
+    torch.set_num_threads(max(1, resources.cpu // ranks))  # 1 and 2 give different weights
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
     torch.backends.cudnn.benchmark = False  # its choice depends on timing
     torch.backends.cudnn.deterministic = True
-    if resources.gpu <= 0:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
+    device = "cuda:0" if resources.gpu > 0 else "cpu"
+    device = world.devices[rank] if world else device
+    if device.startswith("cuda"):
+        _check_gpus(resources.gpu, ranks)
+    return torch.device(device)
+
+
+def _check_gpus(asked: float, needed: int) -> None:
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if seen < needed:
+        few = "no CUDA device" if not seen else f"{seen} CUDA device{'s' * (seen > 1)}"
+        lower = "0" if not seen else f"{seen} or less"
         raise ResourceError(
-            f"resources.gpu is {resources.gpu:g}, but this process sees no CUDA device. Set "
-            "resources.gpu to 0, or run where a GPU and its driver are."
+            f"resources.gpu is {asked:g}, but this process sees {few}. Set resources.gpu to {lower}, or run "
+            f"where {'a GPU and its' if needed == 1 else f'{needed} GPUs and their'} driver are."
         )
-    return torch.device("cuda", 0)
 
 
 _COSTS: dict[tuple[str, str, str], Cost] = {}
@@ -317,6 +412,13 @@ def _free(resources: Resources) -> None:
         torch.cuda.empty_cache()
 
 
+def _status(error: Exception) -> str:
+    """How a training ends that `error` ended."""
+    if isinstance(error, RankFailed):
+        return error.status
+    return "oom" if _is_out_of_memory(error) else "failed"
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -325,6 +427,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     """One line for people: what, and the innermost place it came from."""
+    if isinstance(error, RankFailed):
+        return str(error)  # has both
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     text = " ".join(str(error).split())
@@ -337,8 +441,10 @@ def node_name() -> str:
 
 
 @lru_cache(maxsize=8)
-def device_name(device: torch.device) -> str:
-    """Such as "cpu: AMD EPYC" or "cuda: NVIDIA H200"."""
+def device_name(device: torch.device, world: World | None = None) -> str:
+    """Such as "cpu: AMD EPYC", "cuda: NVIDIA H200" or "2 x cuda: NVIDIA H200"."""
+    if world is not None:
+        return f"{len(world.devices)} x {device_name(device)}"
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     return f"cpu: {_cpu_model()}"

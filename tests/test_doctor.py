@@ -140,6 +140,7 @@ CARD = ["NVIDIA H200", 139.7]
         (4, 0.5, 2, 16, "ok", "4 CPU and 0.5 GPU a trial: 4 at a time here"),
         (1, 1, 0, 8, "fault", "1 CPU and 1 GPU a trial; torch sees no cards here"),
         (1, 2, 1, 8, "fault", "torch sees 1 card here"),
+        (4, 2, 4, 16, "ok", "4 CPU and 2 GPU a trial: 2 at a time here"),
         (4, 0, 0, 2, "fault", "4 CPU a trial; there are 2 here"),
     ],
 )
@@ -148,6 +149,12 @@ def test_what_a_study_asks_for_is_held_against_the_machine(cpu, gpu, cards, core
     finding = doctor.check_resources("mine", Resources(cpu=cpu, gpu=gpu), seen, cores)
     assert (finding.level, found in finding.found) == (level, True), finding.found
     assert bool(finding.advice) == (level == "fault")
+
+
+def test_fewer_gpus_are_the_first_advice_where_there_are_some():
+    seen = {**GOOD, "cards": [CARD] * 2}
+    finding = doctor.check_resources("mine", Resources(gpu=4), seen, 8)
+    assert finding.advice == "--set resources.gpu=2, or search on a cluster (--address auto)"
 
 
 def test_a_study_for_a_gpu_is_refused_here_with_what_to_do(tmp_path, monkeypatch, capsys):

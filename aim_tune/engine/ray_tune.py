@@ -222,10 +222,14 @@ def room(resources: Resources) -> int:
 def too_small(resources: Resources) -> str:
     """What to say where no node has what a trial needs."""
     have = ray.cluster_resources()
+    most = max(
+        (node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0
+    )
+    together = f" ({most:g} in the machine with most of them)" if resources.gpu > 1 else ""
     return (
         f"one trial needs {resources.cpu} CPUs and {resources.gpu:g} GPUs (resources.cpu, "
         f"resources.gpu), but no node has them: in all there are {have.get('CPU', 0):g} CPUs and "
-        f"{have.get('GPU', 0):g} GPUs. Ask for less, for example --set resources.gpu=0, or use "
+        f"{have.get('GPU', 0):g} GPUs{together}. Ask for less, for example --set resources.gpu=0, or use "
         "--address with a larger cluster."
     )
 

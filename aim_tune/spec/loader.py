@@ -374,9 +374,9 @@ class _Reader:
         found = self.section("resources")
         values = check_section(schema.RESOURCES, found, "resources", self.fault)
         gpu = values["gpu"]
-        if gpu is not BAD and gpu > 1:
+        if gpu is not BAD and gpu > 1 and gpu != int(gpu):
             text = (
-                f"one training uses one GPU in this version, found {gpu:g}; give 1, or a share such as 0.5: "
+                f"expected a share of one GPU such as 0.5, or a whole number of them, found {gpu:g}; with 1, "
                 "several GPUs are used by several trials at a time"
             )
             self.fault(found.value["gpu"].where, "resources.gpu", text)

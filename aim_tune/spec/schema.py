@@ -78,6 +78,7 @@ RECIPE = _with_defaults(
         "early_stopping_min_delta": _float(0, 1),
         "amp": Setting(kind="bool"),
         "channels_last": Setting(kind="bool"),
+        "compile": Setting(kind="bool"),
     },
 )
 SHARED = {key: RECIPE[key] for key in TUNABLE}

@@ -88,6 +88,9 @@ class Recipe:
     """bfloat16 autocast, in every arm."""
     channels_last: bool = False
     """Memory format, in every arm."""
+    compile: bool = False
+    """torch.compile for the training steps, in every arm: the same function, rounded otherwise. Compiling is
+    not counted in step times; validation and what is kept are not compiled."""
 
     def at(self, shared: Mapping[str, Any]) -> Recipe:
         """This recipe with the values of a point's shared part put in."""
@@ -215,9 +218,11 @@ class Resources:
     """What one trial gets."""
 
     cpu: int = 1
-    """Threads and Ray CPUs of a trial. Part of the study: 1 and 2 threads give different weights."""
+    """Threads and Ray CPUs of a trial, shared by its GPUs. Part of the study: 1 and 2 threads give different
+    weights."""
     gpu: float = 0.0
-    """GPUs of a trial; a share, such as 0.5, puts several trials on one card."""
+    """GPUs of a trial. A share, such as 0.5, puts several trials on one card; 2 or more train one network on
+    so many GPUs of one machine."""
     pack: str = "twin"
     """twin: all arms of a request in one trial; arm: one trial per arm. Results are the same."""
     time_limit_s: float | None = None
@@ -392,7 +397,7 @@ class Study:
         return short_hash(self.identity())
 
 
-LATER_RECIPE = ("early_stopping_patience", "early_stopping_min_delta")
+LATER_RECIPE = ("early_stopping_patience", "early_stopping_min_delta", "compile")
 LATER_EXPLORE = ("finalists", "arms", "narrow", "stopping", "objectives", "warm_start")
 LATER_MEMORY = (("init", "zero"), ("update_every", None))
 LATER_PROTOCOL = ("looks", "budget_gpu_hours", "search_fraction", "attribution", "export_seeds",

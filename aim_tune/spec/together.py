@@ -13,7 +13,7 @@ from typing import Any
 
 from aim_tune.spec.catalog import AddonEntry
 from aim_tune.spec.explore_rules import explore_faults
-from aim_tune.spec.space import Fixed
+from aim_tune.spec.space import Choice, Domain, Fixed
 from aim_tune.spec.study import BASELINE, MEASURED, RECIPE_FIELDS, Study
 from aim_tune.spec.values import canonical
 from aim_tune.spec.yaml_io import BAD, Located
@@ -42,6 +42,8 @@ class Together:
                 self._say(key, text)
         if not _spoiled((study.arms, study.addon, study.shared, study.protocol)):
             self._measured_arms()
+        if not _spoiled((study.recipe, study.shared, study.overrides, study.resources)):
+            self._slices()
         if _spoiled((study.arms, study.recipe, study.overrides, study.declared_confounds)):
             return {}
         return self._confounds()
@@ -119,6 +121,31 @@ class Together:
         missing = [a for a in needed if a not in study.arms]
         if missing:
             self._say("arms", f"{names} needs the arms {' and '.join(needed)}; add {missing[0]}")
+
+    def _slices(self) -> None:
+        """Several GPUs take equal slices of each batch."""
+        study, gpus = self.study, int(self.study.resources.gpu)
+        if gpus < 2:
+            return
+        asked: dict[str, Domain] = {"recipe.batch_size": Fixed(study.recipe.batch_size)}
+        asked |= {f"overrides.{arm}.batch_size": Fixed(own["batch_size"])
+                  for arm, own in study.overrides.items() if "batch_size" in own}  # fmt: skip
+        if "batch_size" in study.shared:
+            asked |= {"shared.batch_size": study.shared["batch_size"]}
+            asked.pop("recipe.batch_size")
+        for key, domain in asked.items():
+            if isinstance(domain, (Fixed, Choice)):
+                sizes = [domain.value] if isinstance(domain, Fixed) else list(domain.options)
+                odd = [size for size in sizes if size % gpus]
+                found = f"found {', '.join(map(str, odd))}" if odd else ""
+            else:
+                found = "found a range"
+            if found:
+                text = (
+                    f"each of the {gpus} GPUs of a training (resources.gpu) takes an equal slice of a batch: "
+                    f"expected multiples of {gpus}, such as {gpus * max(1, 32 // gpus)}, {found}"
+                )
+                self._say(key, text)
 
     def _confounds(self) -> dict[str, str]:
         declared = dict(self.study.declared_confounds)

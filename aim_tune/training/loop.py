@@ -1,5 +1,7 @@
 """ONE training loop for every arm; it never knows which arm it trains.
 
+With a `Group`, the same loop runs in several processes, one a device, and every decision is the same in
+all: losses are averaged over them, scores and the clock are rank 0's.
 All randomness is a function of (stream, epoch) or (stream, step), so a checkpoint holds only network,
 optimizer, step and scores, and a resumed training gives the same bits on a CPU. A training that cannot
 go on (NaN, time, memory) ends with a status and the network it had at its last validation pass.
@@ -24,7 +26,7 @@ from aim_tune.ledger import Measure
 from aim_tune.spec.request import Ladder
 from aim_tune.spec.study import Recipe
 from aim_tune.spec.values import derive_seed, short_hash
-from aim_tune.training.batches import Batches, augment
+from aim_tune.training.batches import WHOLE, Batches, augment
 from aim_tune.training.checkpoints import CheckpointSlot
 from aim_tune.training.evaluate import (
     memory_format,
@@ -33,6 +35,7 @@ from aim_tune.training.evaluate import (
     validate,
     weights_sha256,
 )
+from aim_tune.training.group import Group, RankFailed
 from aim_tune.training.optimizers import make_optimizer
 from aim_tune.training.schedules import (
     evaluation_steps,
@@ -43,6 +46,9 @@ from aim_tune.training.schedules import (
 
 __all__ = ["Outcome", "fit", "predict_test", "total_steps", "weights_sha256"]
 
+COMPILER: dict[str, Any] = {"fallback_random": True, "layout_optimization": False}
+"""Dropout draws what it draws uncompiled; layouts stay those of the recipe (on a CPU torch 2.15 would make
+convolutions of few channels channels_last, whose gradients oneDNN then writes beyond their memory)."""
 GPU_STEPS_PER_LOOK = 20  # reading a loss waits for the GPU; a CPU looks after every step
 WARM_UP_LOOKS = 5  # not counted in step_ms: caches, kernel choice
 
@@ -76,6 +82,7 @@ def fit(
     time_limit_s: float | None = None,
     checkpoint_s: float = 60.0,
     stop: Ladder = (),
+    group: Group | None = None,
 ) -> Outcome:
     """Train the network in place and say how it ended.
 
@@ -85,14 +92,16 @@ def fit(
     is below a rung of `stop` ends there as pruned; its last pass ends it anyway and is no rung. With
     `recipe.early_stopping_patience` it ends after that many passes without a gain, and the network keeps
     the weights of its best pass (the first of equal ones): the score is theirs.
-    Exceptions other than out-of-memory propagate.
+    With a `group` this process is one rank of several; all call `fit` alike, those beside rank 0 without a
+    slot. Exceptions other than out-of-memory propagate, in rank 0 those of another rank, too.
     """
     model.to(device=device, memory_format=memory_format(recipe))  # type: ignore[call-overload]
+    forget_compiled(recipe)
     with _random_state_kept(device):
         run = _Run(
             model=model, source=source, split=split, recipe=recipe, streams=streams, device=device,
             on_measure=on_measure, slot=slot, time_limit_s=time_limit_s, checkpoint_s=checkpoint_s,
-            rungs=dict(stop),
+            rungs=dict(stop), group=group,
         )  # fmt: skip
         try:
             run.resume()
@@ -100,10 +109,13 @@ def fit(
             run.take_best()
         except _Stop as stop:
             run.end_early(stop.status, stop.detail)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            run.end_early("oom", _first_line(error))
+        except Exception as error:
+            cause = group.cause(error) if group else error
+            if not _is_out_of_memory(cause) or (group and group.rank > 0):
+                raise cause from cause.__cause__
+            if group:
+                group.broken = True
+            run.end_early("oom", _first_line(cause))
         return run.outcome()
 
 
@@ -131,6 +143,8 @@ class _Run:
     checkpoint_s: float
     rungs: Mapping[int, float]
     """Number of a validation pass -> least accuracy to go on."""
+    group: Group | None = None
+    """The ranks of this training; None: it has one device."""
 
     step: int = 0
     seconds: float = 0.0
@@ -151,6 +165,14 @@ class _Run:
         self.patience = self.recipe.early_stopping_patience
         self.total = total_steps(self.recipe, len(self.split.train))
         self.marks = set(evaluation_steps(self.total, self.recipe.evaluations))
+        self.call = compiled(self.model) if self.recipe.compile else self.model
+        """What a training step calls."""
+        self.part = WHOLE
+        if self.group:
+            self.call = self.group.call(self.model, self.call)
+            self.part = self.group.part
+        self.compiles = self.recipe.compile
+        """Whether the coming step compiles: it is looked at alone and its time is not counted."""
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.look_every = GPU_STEPS_PER_LOOK if self.device.type == "cuda" else 1
@@ -166,14 +188,14 @@ class _Run:
         """All remaining steps, with validation passes, checkpoints and limits in between."""
         batches = Batches(
             self.split.train, batch_size=self.recipe.batch_size, order=self.streams["order"],
-            start=self.step, total=self.total,
+            start=self.step, total=self.total, part=self.part,
         )  # fmt: skip
         self.model.train()
         self.looked = time.perf_counter()
         for images, labels in self.source.pool_batches(batches, self.device):
             self.pending.append(self.one_step(images, labels))
             self.step += 1
-            if len(self.pending) >= self.look_every or self.step in self.marks:
+            if self.compiles or len(self.pending) >= self.look_every or self.step in self.marks:
                 self.look()
                 if self.step in self.marks:
                     self.measure()
@@ -182,13 +204,18 @@ class _Run:
     def one_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One optimizer step; the mean loss over the batch, before the step."""
         self.optimizer.param_groups[0]["lr"] = self.rate()
-        _seed_all(derive_seed(self.streams["dropout"], self.step), self.device)
+        own = [self.part.rank] if self.part.rank else []
+        _seed_all(derive_seed(self.streams["dropout"], self.step, *own), self.device)
         if self.recipe.augment:
             images = augment(
-                images, self.recipe.augment, stream=self.streams["augment"], step=self.step
+                images,
+                self.recipe.augment,
+                stream=self.streams["augment"],
+                step=self.step,
+                part=self.part,
             )
         with precision(self.recipe, self.device):
-            logits = self.model(images.contiguous(memory_format=memory_format(self.recipe)))
+            logits = self.call(images.contiguous(memory_format=memory_format(self.recipe)))
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -204,11 +231,15 @@ class _Run:
 
     def look(self) -> None:
         """Read the losses of the last steps, take the time; raises _Stop where one is not finite."""
-        losses = torch.stack(self.pending).tolist()  # waits for the device
+        stacked = torch.stack(self.pending)
+        losses = (
+            self.group.mean(stacked) if self.group else stacked.tolist()
+        )  # waits for the device
         now = time.perf_counter()
-        self.step_times.append((now - self.looked) / len(losses))
-        self.seconds += now - self.looked
-        self.looked = now
+        if not self.compiles:
+            self.step_times.append((now - self.looked) / len(losses))
+            self.seconds += now - self.looked
+        self.looked, self.compiles = now, False
         first = self.step - len(losses) + 1
         self.pending.clear()
         for number, loss in enumerate(losses):
@@ -279,10 +310,17 @@ class _Run:
         )
 
     def validate(self) -> tuple[float, float]:
-        """(loss, accuracy) on the validation images; leaves the network in training mode."""
-        result = validate(
-            self.model, self.source, self.split.val, recipe=self.recipe, device=self.device
-        )
+        """(loss, accuracy) on the validation images; leaves the network in training mode.
+
+        In a group it is rank 0's alone: of the network that is kept, in the batches of one device.
+        """
+
+        def alone() -> tuple[float, float]:
+            return validate(
+                self.model, self.source, self.split.val, recipe=self.recipe, device=self.device
+            )
+
+        result: tuple[float, float] = self.group.first(alone) if self.group else alone()
         self.model.train()
         return result
 
@@ -293,9 +331,15 @@ class _Run:
         if self.slot and self.step < self.total and now - self.saved >= self.checkpoint_s:
             self.slot.save(self.step, self.state())
             self.saved = time.perf_counter()
-        if limit is not None and self.step < self.total and self.wall(now) > limit:
+        if limit is not None and self.step < self.total and self.is_over(now, limit):
             raise _Stop("timeout", f"time limit of {limit:g} s reached at step {self.step}")
         self.looked = time.perf_counter()
+
+    def is_over(self, now: float, limit: float) -> bool:
+        """Whether time is over, by the clock of rank 0."""
+        if self.group:
+            return bool(self.group.first(lambda: self.wall(now) > limit))
+        return self.wall(now) > limit
 
     def wall(self, now: float) -> float:
         """Wall-clock seconds since the start, earlier attempts included."""
@@ -321,13 +365,12 @@ class _Run:
     def asked(self) -> str:
         """Identity of what is trained: a checkpoint of anything else is not used."""
         shapes = {name: list(t.shape) for name, t in self.model.state_dict().items()}
-        return short_hash(
-            [asdict(self.recipe), dict(self.streams), len(self.split.train), self.total, shapes]
-        )
+        asked = [asdict(self.recipe), dict(self.streams), len(self.split.train), self.total, shapes]
+        return short_hash([*asked, self.part.size] if self.group else asked)
 
     def resume(self) -> None:
         """Take up what the slot left off, if it fits; earlier validation passes are reported again."""
-        state = self.slot.load() if self.slot else None
+        state = self.group.first(self.load) if self.group else self.load()
         if self.slot:
             self.details += self.slot.faults
         if state is None:
@@ -344,6 +387,10 @@ class _Run:
         self.details.append(f"resumed at step {self.step}")
         for measure in self.measures:
             self.on_measure(measure)
+
+    def load(self) -> dict[str, Any] | None:
+        """What the slot has."""
+        return self.slot.load() if self.slot else None
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -381,6 +428,27 @@ class _Run:
         return scores[-1] if self.patience is None else max(scores)
 
 
+def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A compiled call of the network, which itself stays as it is: its weights, their names, its other uses.
+
+    Dynamo keeps what it compiled with the code of a function, up to 8 times, then goes on uncompiled
+    without a word. So each network gets a function with code of its own.
+    """
+
+    def call(images: Tensor) -> Tensor:
+        return model(images)
+
+    call.__code__ = call.__code__.replace()
+    return torch.compile(call, dynamic=False, options=COMPILER)
+
+
+def forget_compiled(recipe: Recipe) -> None:
+    """Drop what earlier trainings of this process compiled: else a reused worker keeps their networks alive,
+    and what it saw of their sizes decides how the next one is compiled."""
+    if recipe.compile:
+        torch.compiler.reset()
+
+
 def _copied(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
 
@@ -401,8 +469,11 @@ def _seed_all(seed: int, device: torch.device) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text
+    if isinstance(error, RankFailed):
+        return error.status == "oom"
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 def _first_line(error: Exception) -> str:

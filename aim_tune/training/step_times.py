@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from aim_tune.data.source import Source, Split
 from aim_tune.spec.study import Recipe
-from aim_tune.training.batches import Batches
+from aim_tune.training.batches import WHOLE, Batches
 from aim_tune.training.evaluate import memory_format
-from aim_tune.training.loop import _random_state_kept, _Run
+from aim_tune.training.group import Group
+from aim_tune.training.loop import _random_state_kept, _Run, forget_compiled
 
 WARM_UP = 5
-"""Rounds that do not count: caches, kernel choice, memory."""
+"""Rounds that do not count: compilation, caches, kernel choice, memory."""
 ROUNDS = 30
 
 
@@ -31,27 +32,32 @@ def interleaved_step_ms(
     streams: Mapping[str, int],
     device: torch.device,
     rounds: int = ROUNDS,
+    group: Group | None = None,
 ) -> dict[str, float]:
     """Median milliseconds of a training step of each network, on the same batches. Trains them a little.
 
-    Which goes first rotates. The global random state is left as it was. Exceptions propagate.
+    Which goes first rotates. The global random state is left as it was. With a `group`
+    all its ranks call this alike and get the times of rank 0. Exceptions propagate.
     """
     names = list(models)
     times: dict[str, list[float]] = {name: [] for name in names}
+    forget_compiled(recipes[names[0]])
     with _random_state_kept(device):
         runs = {
-            name: _run(models[name], source, split, recipes[name], streams, device)
+            name: _run(models[name], source, split, recipes[name], streams, device, group)
             for name in names
         }
         recipe, total = recipes[names[0]], WARM_UP + rounds
         batches = Batches(
-            split.train, batch_size=recipe.batch_size, order=streams["order"], start=0, total=total
-        )
+            split.train, batch_size=recipe.batch_size, order=streams["order"], start=0, total=total,
+            part=group.part if group else WHOLE,
+        )  # fmt: skip
         for number, batch in enumerate(islice(source.pool_batches(batches, device), total)):
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:
                 times[name].append(_one_step(runs[name], *batch))
-    return {name: 1000 * median(values[WARM_UP:]) for name, values in times.items()}
+    found = {name: 1000 * median(values[WARM_UP:]) for name, values in times.items()}
+    return group.first(lambda: found) if group else found
 
 
 def _run(
@@ -61,12 +67,14 @@ def _run(
     recipe: Recipe,
     streams: Mapping[str, int],
     device: torch.device,
+    group: Group | None,
 ) -> _Run:
     model.to(device=device, memory_format=memory_format(recipe))  # type: ignore[call-overload]
     model.train()
     return _Run(
         model=model, source=source, split=split, recipe=recipe, streams=streams, device=device,
         on_measure=lambda measure: None, slot=None, time_limit_s=None, checkpoint_s=0.0, rungs={},
+        group=group,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aim_tune.engine import nodes
+from aim_tune.engine import nodes, ray_tune
 from aim_tune.engine.resume import code_hashes
 from aim_tune.errors import ResourceError
 from aim_tune.spec.study import Resources
@@ -130,3 +130,16 @@ def test_room_that_nobody_can_make_is_refused(address: str, tmp_path: Path, lab:
         nodes.opened(needy, address=address, storage=open_storage(tmp_path), bootstrap=tmp_path),
     ):
         pass
+
+
+def test_gpus_of_one_training_must_be_in_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"Alive": True, "Resources": {"CPU": 8, "GPU": 1}}
+    monkeypatch.setattr(ray_tune.ray, "nodes", lambda: [node, node])
+    monkeypatch.setattr(ray_tune.ray, "cluster_resources", lambda: {"CPU": 16, "GPU": 2})
+    assert ray_tune.room(Resources(cpu=1, gpu=1)) == 2
+    two = Resources(cpu=1, gpu=2)
+    assert ray_tune.room(two) == nodes.growth(two, AWS) == 0
+    assert "2 GPUs (1 in the machine with most of them). Ask for less" in ray_tune.too_small(two)
+    big = {**node, "Resources": {"CPU": 8, "GPU": 5}}
+    monkeypatch.setattr(ray_tune.ray, "nodes", lambda: [node, big])
+    assert ray_tune.room(two) == 2

@@ -39,6 +39,7 @@ def test_a_study_of_the_first_version_keeps_its_hash(tmp_path: Path) -> None:
     [
         "addon.init=normal", "addon.update_every=2", "recipe.early_stopping_patience=7",
         "recipe.early_stopping_min_delta=0.001", "addon.readers=[stage1.0.conv1]",
+        "recipe.compile=true",
     ],
 )  # fmt: skip
 def test_another_value_is_another_question_and_comes_back_from_a_file(

@@ -325,7 +325,8 @@ addon: {name: memory} ==> addon: {name: memory}\nprotocol: {trials: 8}
     6: protocol.trials: unknown key 'trials'; known: attribution, blocks, budget_gpu_hours, confirm, explore,
     export_seeds, looks, plan, rope_points, sampler, search_fraction, seed, twins; trials belongs under protocol.explore
 addon: {name: memory} ==> addon: {name: memory}\nresources: {gpu: 1.5}
-    6: resources.gpu: one training uses one GPU in this version, found 1.5; give 1, or a share such as 0.5
+    6: resources.gpu: expected a share of one GPU such as 0.5, or a whole number of them, found 1.5; with 1, several
+    GPUs are used by several trials at a time
 addon: {name: memory} ==> addon: {name: memory}\nresources: {pack: twins}
     6: resources.pack: unknown pack 'twins'; did you mean 'twin'?
 addon: {name: memory} ==> addon: {name: memory}\nblocks: 3

@@ -195,3 +195,26 @@ def test_a_measured_arm_needs_one_design_and_one_batch_size(load: Load, small: s
     assert "cannot be matched while batch_size" in fault
     (fault,) = faults_of(load, small + "arms: [aim, time_matched]\n")
     assert "time_matched needs the arms baseline and aim; add baseline" in fault
+
+
+# -- several GPUs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "found"),
+    [
+        ("recipe.batch_size=30", "recipe.batch_size", "found 30"),
+        ("overrides.aim.batch_size=6", "overrides.aim.batch_size", "found 6"),
+        ("shared.batch_size={choice: [8, 12, 6, 10]}", "shared.batch_size", "found 6, 10"),
+        ("shared.batch_size={int: [8, 64]}", "shared.batch_size", "found a range"),
+    ],
+)
+def test_a_batch_that_several_gpus_cannot_share_is_refused(
+    load: Load, small: str, override: str, key: str, found: str
+) -> None:
+    gpus = "resources.gpu=4"
+    text = "each of the 4 GPUs of a training (resources.gpu) takes an equal slice of a batch: expected "
+    faults = faults_of(load, small, gpus, override)
+    assert any(f"{key}: {text}multiples of 4, such as 32, {found}" in f for f in faults)
+    assert load(small, gpus, "recipe.batch_size=12").resources.gpu == 4.0
+    assert load(small, gpus, "shared.batch_size={choice: [8, 12]}").resources.gpu == 4.0

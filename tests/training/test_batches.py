@@ -7,6 +7,7 @@ from aim_tune.spec.study import AUGMENTS
 from aim_tune.spec.values import derive_seed
 from aim_tune.training.batches import (
     Batches,
+    Draw,
     augment,
     contrast,
     contrasted,
@@ -53,7 +54,7 @@ RAMP = torch.arange(2 * 16 * 16, dtype=torch.float32).view(1, 2, 16, 16).repeat(
 
 
 def test_flip_mirrors_about_half_of_the_images_and_leaves_the_rest() -> None:
-    flipped = flip(RAMP, generator(0, 0))
+    flipped = flip(RAMP, Draw(generator(0, 0)))
     mirrored = [torch.equal(a, b.flip(2)) for a, b in zip(flipped, RAMP, strict=True)]
     same = [torch.equal(a, b) for a, b in zip(flipped, RAMP, strict=True)]
     assert all(m != s for m, s in zip(mirrored, same, strict=True))
@@ -63,7 +64,7 @@ def test_flip_mirrors_about_half_of_the_images_and_leaves_the_rest() -> None:
 def test_crop_shifts_each_image_as_a_whole_by_up_to_an_eighth() -> None:
     allowed = {(dy, dx): shifted(RAMP[0], dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)}
     seen = set()
-    for image in crop(RAMP, generator(0, 0)):
+    for image in crop(RAMP, Draw(generator(0, 0))):
         found = [shift for shift, expected in allowed.items() if torch.equal(image, expected)]
         assert len(found) == 1
         seen.update(found)
@@ -81,14 +82,14 @@ def shifted(image: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
 
 
 def test_cutout_clears_one_square_of_a_quarter_of_the_side() -> None:
-    cleared = cutout(RAMP, generator(0, 0)) == 0
+    cleared = cutout(RAMP, Draw(generator(0, 0))) == 0
     assert torch.equal(cleared[:, 0], cleared[:, 1])
     assert set(cleared[:, 0].sum((1, 2)).tolist()) == {16}
     assert set(cleared[:, 0].any(1).sum(1).tolist()) == {4}
 
 
 def test_flip_vertical_turns_about_half_of_the_images_upside_down() -> None:
-    flipped = flip_vertical(RAMP, generator(0, 0))
+    flipped = flip_vertical(RAMP, Draw(generator(0, 0)))
     turned = [torch.equal(a, b.flip(1)) for a, b in zip(flipped, RAMP, strict=True)]
     same = [torch.equal(a, b) for a, b in zip(flipped, RAMP, strict=True)]
     assert all(t != s for t, s in zip(turned, same, strict=True))
@@ -128,7 +129,7 @@ def test_contrast_stretches_each_channel_about_its_mean() -> None:
     image = torch.tensor([[[[1.0, 3.0]], [[10.0, 10.0]]]])
     out = contrasted(image, torch.tensor([1.5]))
     assert out.tolist() == [[[[0.5, 3.5]], [[10.0, 10.0]]]]
-    drawn = contrast(RAMP, generator(0, 0))
+    drawn = contrast(RAMP, Draw(generator(0, 0)))
     factors = drawn[:, 0].std((1, 2)) / RAMP[:, 0].std((1, 2))
     assert 0.89 < factors.min() < 0.95
     assert 1.05 < factors.max() < 1.11
@@ -163,7 +164,7 @@ def test_every_kind_of_the_recipe_is_known_and_has_draws_of_its_own() -> None:
         assert not torch.equal(images, RAMP), kind
         assert torch.equal(images, augment(RAMP, (kind,), stream=5, step=9))
     both = augment(RAMP, ("contrast", "rotate"), stream=5, step=9)
-    again = contrast(alone["rotate"], generator(derive_seed(5, "contrast"), 9))
+    again = contrast(alone["rotate"], Draw(generator(derive_seed(5, "contrast"), 9)))
     torch.testing.assert_close(both, again)
 
 
