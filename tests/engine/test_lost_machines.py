@@ -58,7 +58,7 @@ def test_what_ran_on_a_lost_node_runs_elsewhere_and_nothing_waits_for_ever(
         killer.join()
         assert lab.outcome(ledger.history) == lab.outcome(plain.history)
         lost = [r for r in ledger.records if r["event"] == "job_lost"]
-        assert len(lost) == 1, lost
+        assert [r["reason"] for r in lost] == ["the machine of the worker was lost"]
     finally:
         cluster.shutdown()
 
@@ -69,6 +69,11 @@ def test_why_a_worker_died_is_said_as_far_as_ray_knows() -> None:
     from aim_tune.engine.ray_tune import why_it_died
 
     assert "ran out of memory" in why_it_died(OutOfMemoryError("Task was killed"))
+    low = RayError("1 worker(s) were killed due to the node running low on memory. Memory on the node "
+                   "(IP: 10.0.0.1, ID: 4f) was 3.79GB used / 23.54GB limit (0.161194)")  # fmt: skip
+    assert why_it_died(low) == (
+        "Ray ended the worker process: its machine ran out of memory (3.79GB used / 23.54GB)"
+    )
     node = RayError("The actor died because its node has died. Node Id: 4f")
     assert why_it_died(node) == "the machine of the worker was lost"
     assert "killed, or out of memory" in why_it_died(RayError("end of file"))
