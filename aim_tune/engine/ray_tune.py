@@ -381,6 +381,8 @@ def why_it_died(error: object) -> str:
         return f"Ray ended the worker process: its machine ran out of memory{figure}"
     if "node" in text and any(word in text for word in ("has died", "was dead", "preempted")):
         return "the machine of the worker was lost"
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        return "the connection to the worker was lost: its machine or its process is gone"
     return "the worker process died: killed, or out of memory"
 
 
