@@ -1,4 +1,4 @@
-"""Kill anything, lose nothing: SIGKILLs of driver, worker and MLflow server, at random and at the worst moments.
+"""Kill anything, lose nothing: SIGKILLs of driver, worker and MLflow server, also at the worst moments.
 
 Rounds of one small study each (short trainings, Ray with two slots, an MLflow server), fixed seeds. A killed
 driver's command is given again, a killed server is started again; Ray replaces workers. A driver is killed
@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ arms: [baseline, aim]
 recipe: {steps: 60, batch_size: 8, evaluations: 3}
 shared: {lr: {log_uniform: [1.0e-3, 1.0e-1]}}
 addon: {name: memory, memory_shape: {choice: [[2, 2, 8], [1, 1, 8]]}, update_width: 4}
-protocol: {explore: {trials: 4, lag: 2}, blocks: 16, twins: 3, confirm: 1}
+protocol: {explore: {trials: 4, lag: 2}, blocks: 12, twins: 3, confirm: 1}
 """
 SEARCH = "import sys; from aim_tune.search import main; sys.exit(main(sys.argv[1:]))"
 KINDS = {
@@ -131,7 +131,7 @@ class Server:
 class Round:
     """One study, killed again and again until it is done."""
 
-    def __init__(self, folder: Path, seed: int, kills: int, log: Log) -> None:
+    def __init__(self, folder: Path, seed: int, kills: int, log: Log, kinds: Sequence[str]) -> None:
         self.folder, self.log, self.seed, self.most = folder, log, seed, kills
         self.random = random.Random(seed)
         self.kills: list[Kill] = []
@@ -141,7 +141,10 @@ class Round:
         self.planned = 0
         self._open: tuple[Kill, float, Callable[[], str]] | None = None
         """The last kill, when it was, and what tells what came of it ("" as long as nothing has)."""
-        self._moments = list(MOMENTS)
+        self._traps = [kind for kind in kinds if kind in MOMENTS]
+        self._moments = list(self._traps)
+        self._strikes = [k for k in ("driver", "worker", "worker", "server") if k in kinds]
+        self._driver: subprocess.Popen[bytes] | None = None
 
     # --- the study ------------------------------------------------------------------------------
 
@@ -178,23 +181,31 @@ class Round:
         self.moment = self.next_moment()
         first = [str(trap), self.moment, str(self.count())] if self.moment else ["-c", SEARCH]
         with open(self.folder / "said.txt", "ab") as said:
-            return subprocess.Popen([sys.executable, *first, *self.options("killed", *flags)],
-                                    env=self.environment(), start_new_session=True, stdout=said,
-                                    stderr=said)  # fmt: skip
+            self._driver = subprocess.Popen([sys.executable, *first, *self.options("killed", *flags)],
+                                            env=self.environment(), start_new_session=True, stdout=said,
+                                            stderr=said)  # fmt: skip
+        return self._driver
+
+    def end(self) -> None:
+        """Leave nothing behind, however this script ends."""
+        self.server.kill()
+        if self._driver is not None and self._driver.poll() is None:
+            self._driver.terminate()
+            self._driver.wait()
 
     def next_moment(self) -> str:
-        """Each moment once in a random order, then any; every other start has no trap. The verdict's is
-        left for the last quarter of the study."""
-        if len(self.kills) >= self.most or not self.home.exists():
-            return ""
-        late = self.progress() > 0.75 * self.planned
-        if late and "verdict" in self._moments:
+        """Each moment once in a random order, then any; some starts have no trap. The verdict's is left for
+        the last quarter of the study, or the last kill."""
+        left = self.most - len(self.kills)
+        late = left == 1 or self.progress() > 0.75 * self.planned
+        if "verdict" in self._moments and left and late:
             self._moments.remove("verdict")
             return "verdict"
-        if self.random.random() < 0.4:
+        able = ("append", "mirror", "resume") if self.home.exists() else ("append", "mirror")
+        traps = [moment for moment in able if moment in self._traps]
+        if not traps or not left or (self._strikes and self.random.random() < 0.4):
             return ""
-        unused = [moment for moment in self._moments if moment != "verdict"]
-        chosen = self.random.choice(unused or ["append", "resume", "mirror"])
+        chosen = self.random.choice([m for m in traps if m in self._moments] or traps)
         self._moments = [moment for moment in self._moments if moment != chosen]
         return chosen
 
@@ -238,7 +249,7 @@ class Round:
     def strike(self, driver: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
         """Kill one of the three; the driver that runs afterwards."""
         time.sleep(self.random.random() * 0.3)
-        what = self.random.choice(("driver", "worker", "worker", "server"))
+        what = self.random.choice(self._strikes)
         if what == "driver" and driver.poll() is None:
             self.note(what, self.place(), self.goes_on())
             driver.kill()
@@ -329,7 +340,12 @@ class Round:
     def may_strike(self) -> bool:
         """Kills are left, the last one is over, something runs, and nothing for the third time: a third
         loss ends a training as failed, which is the rule (at most 3 attempts) and no fault."""
-        if len(self.kills) >= self.most or self._open or self.server.start_at is not None:
+        if (
+            len(self.kills) >= self.most
+            or not self._strikes
+            or self._open
+            or self.server.start_at is not None
+        ):
             return False
         attempts = [attempt for _, _, attempt in self.running().values()]
         return bool(attempts) and max(attempts) < ATTEMPTS
@@ -426,16 +442,16 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def one_round(seed: int, kills: int, log: Log) -> Round:
+def one_round(seed: int, kills: int, log: Log, kinds: Sequence[str]) -> Round:
     """A study, killed at most so often, and compared with the same study left alone."""
     with folder() as path:
-        round_ = Round(path, seed, kills, log)
+        round_ = Round(path, seed, kills, log, kinds)
         expected = round_.expected()
         log.say(f"study {seed}: {round_.planned} trainings, run once without a kill; now again")
         try:
             check(round_, expected, round_.run())
         finally:
-            round_.server.kill()
+            round_.end()
     log.say(f"study {seed}: {len(round_.kills)} kills; every point, score and digest of weights is the same, "
             "each training ran to its end once, MLflow says what the ledger says")  # fmt: skip
     return round_
@@ -448,11 +464,20 @@ def main() -> None:
     p.add_argument("--kills", type=int, default=50)
     p.add_argument("--round", type=int, default=17, help="kills per study, at most")
     p.add_argument("--json", type=Path, metavar="FILE", help="every kill and the versions, as JSON")
+    p.add_argument(
+        "--what", default=",".join(KINDS), help="what is killed, of %(default)s; all without it"
+    )
     args = p.parse_args()
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that processes and folders are removed
+    kinds = args.what.split(",")
+    if unknown := set(kinds) - set(KINDS):
+        p.error(f"--what: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
     log, kills, seed = Log(), [], 0
     print("when killed  number, what, where it was  ->  what happened next\n")
     while len(kills) < args.kills:
-        kills += one_round(seed, min(args.kills - len(kills), args.round), log).kills
+        kills += one_round(seed, min(args.kills - len(kills), args.round), log, kinds).kills
         seed += 1
     log.table(kills)
     log.say(f"{len(kills)} kills in {seed} studies: nothing was lost, nothing was done twice")
