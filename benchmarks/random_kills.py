@@ -61,8 +61,6 @@ KINDS = {
 }
 """What is killed."""
 STUCK_S = 300.0
-JUST_ENDED_S = 15.0
-"""A worker of which nobody says within this time that it was lost had nothing to lose."""
 
 
 @dataclass(kw_only=True)
@@ -144,6 +142,8 @@ class Round:
         self._traps = [kind for kind in kinds if kind in MOMENTS]
         self._moments = list(self._traps)
         self._strikes = [k for k in ("driver", "worker", "worker", "server") if k in kinds]
+        self.moment = ""
+        """When the driver that runs now is to kill itself; "": not by itself."""
         self._driver: subprocess.Popen[bytes] | None = None
 
     # --- the study ------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ class Round:
         while (code := driver.poll()) in (None, -signal.SIGKILL):
             if self.server.start_at is not None and time.monotonic() > self.server.start_at:
                 self.server.start()
-            self.settle(force=code is not None)
+            self.settle(last_word="the search died first" if code is not None else "")
             before = len(self.kills)
             if code is not None:
                 driver = self.died_by_itself()
@@ -236,7 +236,7 @@ class Round:
                 goal, until = self.progress() + self.random.randrange(8), time.monotonic() + STUCK_S
             assert time.monotonic() < until, f"nothing has happened for {STUCK_S:.0f} s"
             time.sleep(0.02)
-        self.settle(force=True)
+        self.settle(last_word="the study was done first")
         said = (self.folder / "said.txt").read_text()
         assert code == 0, f"exit code {code}: {said[-3000:]}"
         return read_history(self.home / "ledger.jsonl")
@@ -259,7 +259,7 @@ class Round:
             pid = self.random.choice(list(running))
             position, arm, attempt = running[pid]
             place = f"{position} {arm}, attempt {attempt}; {self.place()}"
-            self.note(what, place, self.tried_again(position))
+            self.note(what, place, self.tried_again(position, arm))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         elif what == "server":
@@ -275,43 +275,40 @@ class Round:
         self.kills.append(kill)
         self._open = (kill, time.monotonic(), outcome)
 
-    def settle(self, *, force: bool = False) -> None:
-        """Log the last kill once it is known what came of it."""
+    def settle(self, *, last_word: str = "") -> None:
+        """Log the last kill once it is known what came of it; with `last_word` now."""
         if self._open is None:
             return
         kill, began, outcome = self._open
         then = outcome()
         if then:
             kill.after_s = round(time.monotonic() - began, 1)
-        elif time.monotonic() - began > JUST_ENDED_S and kill.what == "worker":
-            then = "it had just ended; nothing was lost"
-        elif force:
-            then = (
-                "the study went on without it"
-                if kill.what == "server"
-                else "the search was over first"
-            )
+        else:
+            then = last_word
         if then:
             kill.then, self._open = then, None
             self.log.kill(kill)
 
     def goes_on(self) -> Callable[[], str]:
-        before = self.count_of("resumed")
+        resumed, verdicts = self.count_of("resumed"), self.count_of("verdict")
 
         def outcome() -> str:
+            if self.count_of("verdict") > verdicts:
+                return "wrote the verdict"
             done = len(self.finished())
-            return f"went on with {done} done" if self.count_of("resumed") > before else ""
+            return f"went on with {done} done" if self.count_of("resumed") > resumed else ""
 
         return outcome
 
-    def tried_again(self, position: str) -> Callable[[], str]:
+    def tried_again(self, position: str, arm: str) -> Callable[[], str]:
         before = len(self.records())
 
         def outcome() -> str:
             after = [r for r in self.records()[before:] if r.get("position") == position]
             lost = next((i for i, r in enumerate(after) if r["event"] == "job_lost"), None)
             if lost is None:
-                return ""
+                ended = any(r["event"] == "training_done" and r["arm"] == arm for r in after)
+                return "it had just ended, nothing was lost" if ended else ""
             again = (r for r in after[lost:] if r["event"] == "training_started" and r["pid"])
             return next((f"said lost; attempt {r['attempt']} began" for r in again), "")
 
@@ -340,12 +337,9 @@ class Round:
     def may_strike(self) -> bool:
         """Kills are left, the last one is over, something runs, and nothing for the third time: a third
         loss ends a training as failed, which is the rule (at most 3 attempts) and no fault."""
-        if (
-            len(self.kills) >= self.most
-            or not self._strikes
-            or self._open
-            or self.server.start_at is not None
-        ):
+        left = self.most - len(self.kills) - bool(self.moment)  # one is the trap's
+        busy = self._open is not None or self.server.start_at is not None
+        if left < 1 or busy or not self._strikes:
             return False
         attempts = [attempt for _, _, attempt in self.running().values()]
         return bool(attempts) and max(attempts) < ATTEMPTS
@@ -477,8 +471,10 @@ def main() -> None:
     log, kills, seed = Log(), [], 0
     print("when killed  number, what, where it was  ->  what happened next\n")
     while len(kills) < args.kills:
+        before = len(kills)
         kills += one_round(seed, min(args.kills - len(kills), args.round), log, kinds).kills
         seed += 1
+        assert len(kills) > before, "the study ended before anything was killed"
     log.table(kills)
     log.say(f"{len(kills)} kills in {seed} studies: nothing was lost, nothing was done twice")
     if args.json:

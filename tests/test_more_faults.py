@@ -154,10 +154,10 @@ def test_the_network_is_really_away(file: Path) -> None:
     ("data", "named"),
     [
         ("{name: cifar10, root: DATA}", ["data_batch_1", "test_batch", "missing in DATA", "http"]),
-        ("{name: idx, root: DATA}", ["train-images-idx3-ubyte", "missing in DATA", "put"]),
+        ("{name: mnist, root: DATA}", ["train-images-idx3-ubyte", "missing in DATA", "put"]),
         ("{name: image_folder, root: DATA}", ["DATA"]),
     ],
-    ids=["cifar10", "idx", "image_folder"],
+    ids=["cifar10", "mnist", "image_folder"],
 )  # fmt: skip
 def test_without_a_network_missing_data_are_named_with_where_to_put_them(
     data: str, named: list[str], file: Path
