@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import ray
 from ray import tune
@@ -360,12 +361,11 @@ def deaths_cost_one_trial(jobs: _Jobs) -> Iterator[None]:
             trial._default_result_or_future = None
             return None
 
-    RayActorManager._actor_task_failed, Trial._get_default_result_or_future = failed, result
-    try:
+    with (
+        patch.object(RayActorManager, "_actor_task_failed", failed),
+        patch.object(Trial, "_get_default_result_or_future", result),
+    ):
         yield
-    finally:
-        RayActorManager._actor_task_failed = task_failed
-        Trial._get_default_result_or_future = first_result
 
 
 def why_it_died(error: object) -> str:

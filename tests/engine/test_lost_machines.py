@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,3 +82,30 @@ def test_why_a_worker_died_is_said_as_far_as_ray_knows() -> None:
     cut = ActorUnavailableError("RPC error: Connection reset by peer", None)
     assert "the connection to the worker was lost" in why_it_died(cut)
     assert "killed, or out of memory" in why_it_died(RayError("end of file"))
+
+
+def test_a_death_that_ray_tune_does_not_know_ends_its_trial_and_not_the_study() -> None:
+    """As long as Ray Tune itself raises there; once it does not, `deaths_cost_one_trial` can go."""
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+
+    from aim_tune.engine.ray_tune import deaths_cost_one_trial
+
+    jobs: Any = SimpleNamespace(death=None)
+    told: list[tuple[Exception, Exception]] = []
+    actor = SimpleNamespace(actor_id=1, _on_error=lambda actor, e: told.append((e, jobs.death)))
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
+    manager: Any = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: 0)
+
+    def die(error: Exception) -> None:
+        RayActorManager._actor_task_failed(manager, tracked_actor_task=task, exception=error)
+
+    for error in (OutOfMemoryError("running low on memory"), NodeDiedError("gone")):
+        with pytest.raises(RuntimeError, match="unexpected exception"):
+            die(error)
+        with deaths_cost_one_trial(jobs):
+            die(error)
+        last, known = told.pop()
+        assert isinstance(last, RayActorError)
+        assert str(last) == str(known) == str(error)
+        assert jobs.death is None
