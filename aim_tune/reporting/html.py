@@ -242,7 +242,8 @@ def _times_table(study: Study, verdict: Verdict) -> str:
         [escape(device), f"{d.trainings:,}", *(_time(d, arm) for arm in arms)]
         for device, d in verdict.devices.items()
     ]
-    return html_table(head, rows)
+    said = "Steps on each type of device, and over the baseline's in the same requests:"
+    return f'<p class="quiet">{said}</p>{html_table(head, rows)}'
 
 
 def _time(times: DeviceTimes, arm: str) -> str:
@@ -364,16 +365,8 @@ def _study_text(study: Study) -> str:
 
 def _trainings_table(history: History) -> str:
     head = (
-        "position",
-        "arm",
-        "status",
-        "validation",
-        "test",
-        "steps",
-        "seconds",
-        "device",
-        "point",
-    )
+        "position", "arm", "status", "validation", "test", "steps", "seconds", "device", "point",
+    )  # fmt: skip
     return html_table(head, [_training_row(t) for t in history.rows()], (0, 1, 2, 7, 8))
 
 

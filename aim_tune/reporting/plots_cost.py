@@ -97,7 +97,7 @@ def time_to_target(study: Study, history: History) -> Picture | None:
         name="target",
         title="Who gets there first?",
         sentence=f"The target is what half of the baseline's confirm runs reach, {100 * target:.1f} % of the "
-        f"validation images{_where(confirm)}. {seen}.",
+        f"validation images. {seen}{_where(confirm)}.",
         svg=drawn_svg("target", draw),
     )
 

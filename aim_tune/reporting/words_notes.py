@@ -92,13 +92,13 @@ def _devices(verdict: Verdict) -> list[str]:
     """Where trainings ran on several types of device: which times are shown, and what the others say."""
     if not verdict.mixed:
         return []
-    each = "; ".join(_on_one(verdict, device) for device in verdict.devices)
     lines = []
-    if each:
+    if len(verdict.devices) > 1:
+        each = "; ".join(_on_one(verdict, device) for device in verdict.devices)
         lines.append(
-            f"Trainings ran on {count(len(verdict.devices), 'type')} of device, and times of different "
-            f"types are not compared: {each}. Single times are those on {verdict.timed_on}; totals of "
-            "seconds are not set side by side."
+            f"Trainings ran on {len(verdict.devices)} types of device, and times of different types are not "
+            f"compared: {each}. Single times are those on {verdict.timed_on}; totals of seconds are not set "
+            "side by side."
         )
     if verdict.moved:
         lines.append(
@@ -109,25 +109,22 @@ def _devices(verdict: Verdict) -> list[str]:
 
 
 def _on_one(verdict: Verdict, device: str) -> str:
-    """ "cuda: A (12 trainings; a step of aim takes 1.10 times one of baseline)"."""
+    """A type with its trainings and how much longer a step of the arm takes there."""
     found = verdict.devices[device]
     ratio = found.step_ratio.get(verdict.arm or "")
-    took = (
-        ""
-        if ratio is None
-        else f"; a step of {verdict.arm} takes {ratio:.2f} times one of baseline"
-    )
+    took = f"; a step of {verdict.arm} takes {ratio:.2f} times one of baseline" if ratio else ""
     return f"{device} ({count(found.trainings, 'training')}{took})"
 
 
 def _matched(verdict: Verdict) -> list[str]:
     """What was measured on one type of device does not hold on another."""
-    arms = " and ".join(arm for arm in verdict.arms if arm in MEASURED)
+    arms = [arm for arm in verdict.arms if arm in MEASURED]
     others = sum(d.trainings for name, d in verdict.devices.items() if name != verdict.matched_on)
     if not arms or verdict.matched_on is None or not others + verdict.moved:
         return []
     return [
-        f"{arms} costs what {verdict.arm} costs on {verdict.matched_on}, where it was measured; "
+        f"{' and '.join(arms)} cost{'s' * (len(arms) == 1)} what {verdict.arm} costs on "
+        f"{verdict.matched_on}, where it was measured; "
         f"{count(others + verdict.moved, 'training')} of the arms ran elsewhere, where that need not hold."
     ]
 
