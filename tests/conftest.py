@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import importlib
+import importlib.util
 import logging
 import re
 import shutil
@@ -38,6 +39,18 @@ shared: {lr: {log_uniform: [1.0e-3, 1.0e-1]}}
 addon: {name: memory, memory_shape: [2, 2, 8]}
 protocol: {explore: {trials: 0}, blocks: 1, twins: 1, confirm: 1}
 """
+
+
+@pytest.fixture(scope="session")
+def invariant() -> Any:
+    """benchmarks/invariant.py: what holds after every fault."""
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "invariant.py"
+    spec = importlib.util.spec_from_file_location("invariant", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

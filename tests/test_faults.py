@@ -27,7 +27,9 @@ everything else is made from it, so the same command goes on from any moment.
 
 Written by `python tests/test_faults.py`; a test fails where it is out of date. Tests marked `kills` or
 `slow` start and kill real processes: `pytest -m kills`, `pytest -m slow`. `benchmarks/random_kills.py`
-kills search, trainings and MLflow server at random and compares every table with an undisturbed run.
+kills search, trainings and MLflow server, by chance and at the worst moments (half a record written, while it
+resumes, between two calls to MLflow, before the verdict), and compares every table with an undisturbed run.
+`benchmarks/invariant.py` is the rule above; all of them check it.
 
 Time limits are yours to set: without `resources.time_limit_s` nobody can tell a slow training from one
 that hangs.

@@ -29,12 +29,13 @@ addon: {name: memory, memory_shape: [2, 2, 8], update_width: 4}
 protocol: {explore: {trials: 0}, blocks: 2, twins: 2, confirm: 1}
 """
 SEARCH = "import sys; from aim_tune.search import main; sys.exit(main(sys.argv[1:]))"
-LONELY = (
+LOOPBACK = (
     # loopback is up, as on any machine without a network; nothing else is there
     "import fcntl, socket, struct;"
     "s = socket.socket();"
-    "fcntl.ioctl(s, 0x8914, struct.pack('16sh', b'lo', 0x1 | 0x40));" + SEARCH
+    "fcntl.ioctl(s, 0x8914, struct.pack('16sh', b'lo', 0x1 | 0x40));"
 )
+LONELY = LOOPBACK + SEARCH
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def table(folder: Path) -> dict[Any, Any]:
 
 
 def test_a_disk_that_fills_stops_the_search_with_the_reason_and_the_same_command_goes_on(
-    file: Path, capsys: pytest.CaptureFixture[str]
+    file: Path, capsys: pytest.CaptureFixture[str], invariant: Any
 ) -> None:
     flags = ("--engine", "in_process", "--tracking", "off")
     assert search.main([str(file), "--out", str(file.parent / "whole"), *flags]) == 0
@@ -77,10 +78,14 @@ def test_a_disk_that_fills_stops_the_search_with_the_reason_and_the_same_command
     assert list((file.parent / "full" / "tiny").glob("*.tmp")) == []
     assert search.main(again) == 0
     assert table(file.parent / "full") == table(file.parent / "whole")
+    invariant.check_folder(file.parent / "full" / "tiny")
 
 
-def test_a_store_that_is_locked_for_a_while_costs_a_search_nothing(file: Path) -> None:
-    """Another program holds mlflow.db for three seconds in mid-search: every run is there at the end."""
+@pytest.mark.parametrize("seconds", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_store_that_is_locked_for_a_while_costs_a_search_nothing(
+    seconds: float, file: Path, invariant: Any
+) -> None:
+    """Another program holds mlflow.db in mid-search (BEGIN EXCLUSIVE): every run is there at the end."""
     store = file.parent / "out" / "mlflow.db"
     held = threading.Event()
 
@@ -92,7 +97,7 @@ def test_a_store_that_is_locked_for_a_while_costs_a_search_nothing(file: Path) -
                     if base.execute("select count(*) from runs").fetchone()[0] >= 1:
                         base.execute("begin exclusive")
                         held.set()
-                        time.sleep(3)
+                        time.sleep(seconds)
                         return
             except sqlite3.Error:
                 pass
@@ -103,10 +108,12 @@ def test_a_store_that_is_locked_for_a_while_costs_a_search_nothing(file: Path) -
     assert search.main([str(file), "--out", str(store.parent), "--engine", "in_process"]) == 0
     thread.join()
     assert held.is_set()
+    assert not thread.is_alive()
     with sqlite3.connect(store) as base:
         keys = [k for (k,) in base.execute("select value from tags where key = 'aim_tune.key'")]
     trainings = len(table(file.parent / "out"))
     assert len(keys) == len(set(keys)) == trainings + 1  # and the verdict
+    invariant.check_folder(file.parent / "out" / "tiny", f"sqlite:///{store}")
 
 
 def _alone() -> list[str]:
@@ -120,13 +127,53 @@ def _alone() -> list[str]:
 
 
 @pytest.mark.parametrize("engine", ["in_process", pytest.param("ray", marks=pytest.mark.kills)])
-def test_without_a_network_a_search_runs_to_its_verdict(engine: str, file: Path) -> None:
+def test_without_a_network_a_search_runs_to_its_verdict(
+    engine: str, file: Path, invariant: Any
+) -> None:
     lonely = [*_alone(), *command(file, "out", LONELY, "--engine", engine)]
     done = subprocess.run(lonely, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     folder = file.parent / "out" / "tiny"
     assert json.loads((folder / "verdict.json").read_text())["blocks"] == 2
     assert (folder / "report.html").is_file()
+    invariant.check_folder(folder, f"sqlite:///{file.parent / 'out' / 'mlflow.db'}")
+
+
+def test_the_network_is_really_away(file: Path) -> None:
+    """What the tests around this one rely on: only loopback, and nothing can be reached or looked up."""
+    look = (
+        "print([name for _, name in socket.if_nameindex()]);"
+        "r = socket.socket(); r.settimeout(5); print(r.connect_ex(('192.0.2.1', 80)) != 0)"
+    )
+    lonely = [*_alone(), sys.executable, "-c", LOOPBACK + look]
+    done = subprocess.run(lonely, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["['lo']", "True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ("{name: cifar10, root: DATA}", ["data_batch_1", "test_batch", "missing in DATA", "http"]),
+        ("{name: mnist, root: DATA}", ["train-images-idx3-ubyte", "missing in DATA", "put"]),
+        ("{name: image_folder, root: DATA}", ["DATA"]),
+    ],
+    ids=["cifar10", "mnist", "image_folder"],
+)  # fmt: skip
+def test_without_a_network_missing_data_are_named_with_where_to_put_them(
+    data: str, named: list[str], file: Path
+) -> None:
+    """Nobody tries to fetch them: the message is there before anything starts."""
+    place = file.parent / "data"
+    place.mkdir()
+    ours = data.replace("DATA", str(place))
+    lines = [f"data: {ours}" if line.startswith("data:") else line for line in TEXT.splitlines()]
+    file.write_text("\n".join(lines))
+    lonely = [*_alone(), *command(file, "out", LONELY, "--engine", "in_process")]
+    done = subprocess.run(lonely, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    for text in named:
+        assert text.replace("DATA", str(place)) in done.stderr
+    assert not (file.parent / "out" / "tiny" / "ledger.jsonl").exists()
 
 
 FIRST_USE = """

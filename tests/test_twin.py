@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -154,7 +155,9 @@ def test_a_diverged_arm_keeps_what_it_reached_and_still_predicts(study: Study) -
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity "
+                            "of 79.11 GiB of which 1.06 GiB is free.\nSee the documentation"),
+     MemoryError("Unable to allocate 8.00 EiB for an array"),
      RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 EB")],
 )  # fmt: skip
 def test_running_out_of_memory_is_oom(
@@ -166,6 +169,9 @@ def test_running_out_of_memory_is_oom(
     monkeypatch.setattr(twin, "build_arm", build)
     found = results(run(study, request_for(study)))
     assert {r["status"] for r in found.values()} == {"oom"}
+    for figure in re.findall(r"[\d.]+ [GE]i?B", str(error)):
+        assert all(figure in r["detail"] for r in found.values())
+    assert all(r["device"] and r["node"] for r in found.values())
 
 
 def test_data_that_cannot_be_opened_loses_the_whole_job(study: Study, tmp_path: Path) -> None:

@@ -241,6 +241,8 @@ class Conductor:
             val_accuracy=last.val_accuracy if last and status == "timeout" else None,
             steps=last.step if last else 0,
             allotted_steps=self._allotted_steps(recipe),
+            device=training.devices[-1] if training.devices else "",
+            node=training.node,
         )
         self._write(
             {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -20,9 +21,12 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import ray
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from aim_tune.engine.mail import Mail, study_of
@@ -72,7 +76,11 @@ class RayTune:
         searcher = _Jobs(conductor, lambda: Watchdog(study.resources.time_limit_s, self.grace_s))
         trial = _trainable(study, store_root, body, self._gpu)
         try:
-            with scratch() as folder, stop.held() if stop else nullcontext():
+            with (
+                scratch() as folder,
+                stop.held() if stop else nullcontext(),
+                deaths_cost_one_trial(searcher),
+            ):
                 self._tuner(trial, searcher, folder, stop).fit()
         except Exception as error:
             raise (searcher.failure or error) from None
@@ -244,6 +252,8 @@ class _Jobs(Searcher):
         self._trials: dict[str, _Running] = {}
         self.failure: Exception | None = None
         """What went wrong in the driver itself; Ray would wrap it."""
+        self.death: Exception | None = None
+        """What Ray says about the trial that is ending."""
 
     def suggest(self, trial_id: str) -> Any:
         """The next job as a config, None to wait, FINISHED at the end."""
@@ -277,7 +287,7 @@ class _Jobs(Searcher):
             if trial.hung:
                 self._conductor.job_hung(trial.job, trial.hung, trial.watchdog.reason)
             elif error or trial.reason:
-                self._conductor.job_lost(trial.job, trial.reason or why_it_died(trial.error()))
+                self._conductor.job_lost(trial.job, trial.reason or why_it_died(self.death))
             else:
                 self._conductor.job_done(trial.job)
 
@@ -286,7 +296,6 @@ class _Jobs(Searcher):
         mine = self._trials.get(trial.trial_id)
         if mine is None:
             return False
-        mine.error = trial.get_pickled_error
         if mine.hung or not mine.watchdog.hanging:
             return False
         mine.hung = mine.watchdog.hanging
@@ -322,8 +331,45 @@ class _Running:
     """Why the worker gave up, as it says itself."""
     hung: str | None = None
     """The arm for which the process was ended."""
-    error: Callable[[], object] = lambda: None
-    """What Ray says about its death."""
+
+
+DEATHS = (
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+)
+"""Ends of a worker that Ray Tune 2.60 does not take for the end of its actor."""
+
+
+@contextmanager
+def deaths_cost_one_trial(jobs: _Jobs) -> Iterator[None]:
+    """Within, what Ray calls a death of a worker ends its trial, and `jobs` knows why. Ray Tune 2.60 knows
+    one kind of death and raises at any other: one training that Ray's memory monitor has ended would end the
+    whole study. And it keeps the reason to itself until the trial's files are copied."""
+    task_failed, first_result = (
+        RayActorManager._actor_task_failed,
+        Trial._get_default_result_or_future,
+    )
+
+    def failed(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, DEATHS):
+            exception = ray.exceptions.RayActorError(error_msg=str(exception))
+        jobs.death = exception
+        task_failed(manager, tracked_actor_task, exception)  # calls on_trial_complete
+        jobs.death = None
+
+    def result(trial: Trial) -> Any:
+        try:
+            return first_result(trial)
+        except DEATHS:
+            trial._default_result_or_future = None
+            return None
+
+    with (
+        patch.object(RayActorManager, "_actor_task_failed", failed),
+        patch.object(Trial, "_get_default_result_or_future", result),
+    ):
+        yield
 
 
 def why_it_died(error: object) -> str:
@@ -332,11 +378,15 @@ def why_it_died(error: object) -> str:
     >>> why_it_died(None)
     'the worker process died: killed, or out of memory'
     """
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return "Ray ended the worker process: its machine ran out of memory"
     text = str(error)
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in text:
+        used = re.search(r"[\d.]+ ?[KMGT]i?B used / [\d.]+ ?[KMGT]i?B", text)
+        figure = f" ({used[0]})" if used else ""
+        return f"Ray ended the worker process: its machine ran out of memory{figure}"
     if "node" in text and any(word in text for word in ("has died", "was dead", "preempted")):
         return "the machine of the worker was lost"
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        return "the connection to the worker was lost: its machine or its process is gone"
     return "the worker process died: killed, or out of memory"
 
 

@@ -110,6 +110,8 @@ class History:
         training.status = "running"
         training.attempts = record["attempt"]
         training.begun, training.node = record.get("time"), record.get("node") or ""
+        device = record.get("device") or ""
+        training.devices += (device,) if device not in ("", *training.devices) else ()
         if training.started is None:
             training.started = record.get("time")
 
@@ -173,3 +175,4 @@ class History:
             if known is not None and known.done:
                 mine = self.trainings[repeat, arm]
                 mine.result, mine.status, mine.curve = known.result, known.status, known.curve
+                mine.devices = known.devices

@@ -149,12 +149,21 @@ class Training:
     """When the latest attempt began; `started` is the first."""
     node: str = ""
     """Where it runs or ran last."""
+    devices: tuple[str, ...] = ()
+    """Types of device that its attempts began on, each once."""
     finished: float | None = None
 
     @property
     def done(self) -> bool:
         """Whether the training has ended, well or not."""
         return self.result is not None
+
+    @property
+    def device(self) -> str:
+        """Type of device that all its attempts ran on; "" where they differ or nobody knows: its times are
+        those of no type."""
+        own = {*self.devices, self.result.device if self.result else ""} - {""}
+        return own.pop() if len(own) == 1 else ""
 
     @property
     def failed(self) -> bool:

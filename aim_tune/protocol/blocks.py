@@ -117,7 +117,8 @@ class Matched:
 
     @classmethod
     def of(cls, study: Study, told: Mapping[str, Told]) -> Matched:
-        """From match/0. Raises UserError where it failed: the arms cannot be built."""
+        """From match/0. Raises UserError where it failed (the arms cannot be built), or where a fault
+        left parts of it to two types of device."""
         times = {arm: one.step_ms for arm, one in told.items()}
         primary, baseline = times[study.primary or ""], times[BASELINE]
         failed = [arm for arm, time in times.items() if not time]
@@ -126,6 +127,12 @@ class Matched:
             raise UserError(
                 f"match/0 could not measure the step time of {', '.join(failed)}, which {arms} needs; "
                 "the ledger says why. Leave the arm out, or remove the cause and use --fork."
+            )
+        if len(devices := {one.device for one in told.values()}) > 1:
+            each = ", ".join(f"{arm} on {one.device}" for arm, one in told.items())
+            raise UserError(
+                f"match/0 was interrupted and measured again on another type of device ({each}): step times "
+                f"of {len(devices)} types are not compared. Use --fork, which measures anew."
             )
         wide = told.get(STEP_MATCHED)
         return cls(longer=primary / baseline, widen_to=wide.parameters if wide else None)

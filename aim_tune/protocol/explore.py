@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -121,7 +121,15 @@ class ExploreStage(Stage):
         if any(one.pruned for one in told) and all(one.passes for one in told):
             shortest = min(len(one.passes) for one in told)
             return Stopped(fmean(one.passes[shortest - 1] for one in told), shortest)
+        if not _timed_together(told) or told[0].device != self._timed_on(number):
+            told = [replace(one, step_ms=None) for one in told]
         return [_objective(told, name) for name in self.study.protocol.explore.objectives]
+
+    def _timed_on(self, number: int) -> str:
+        """The one type of device whose step times the search is told: that of the first trial that has
+        any. Of trials up to `number`, which are all told by now, so that timing does not decide."""
+        rows = (_deciding(self.study, self.told[i]) for i in range(number + 1))
+        return next((row[0].device for row in rows if _timed_together(row)), "")
 
     def ladders(self, number: int) -> Mapping[str, Ladder]:
         """From what was told before the request was asked, and nothing that became known since."""
@@ -264,6 +272,11 @@ def _accuracies(study: Study, stage: Stage) -> list[float | None]:
 def _deciding(study: Study, told: Mapping[str, Told]) -> list[Told]:
     """The arms that the search is led by: those with the add-on; all where none has it."""
     return [told[arm] for arm in study.addon_arms if arm in told] or list(told.values())
+
+
+def _timed_together(told: Sequence[Told]) -> bool:
+    """Whether all have a step time, of one type of device."""
+    return len({one.device for one in told}) == 1 and all(one.step_ms is not None for one in told)
 
 
 def _objective(told: Sequence[Told], name: str) -> float:

@@ -29,6 +29,8 @@ class Told:
     """Validation accuracy at each pass."""
     step_ms: float | None = None
     parameters: int | None = None
+    device: str = ""
+    """Type of device that it ran on: step times of different types are not compared."""
 
     @classmethod
     def of(cls, training: Training) -> Told:
@@ -39,8 +41,9 @@ class Told:
             score=known(training.score),
             pruned=training.status == "pruned",
             passes=tuple(m.val_accuracy for m in training.curve),
-            step_ms=known(result.step_ms),
+            step_ms=None if len(training.devices) > 1 else known(result.step_ms),
             parameters=result.parameters or None,
+            device=training.device,
         )
 
     @property

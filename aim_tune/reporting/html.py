@@ -28,6 +28,7 @@ from aim_tune.reporting.words import LABELS, count, notes, sentence, signed, spa
 from aim_tune.spec import yaml_io
 from aim_tune.spec.study import Study
 from aim_tune.stats.amounts import blocks_to_run
+from aim_tune.stats.devices import DeviceTimes
 from aim_tune.stats.evidence import whole_blocks
 from aim_tune.stats.verdict import ArmSummary, Comparison, Verdict
 
@@ -219,14 +220,37 @@ def _arms_table(study: Study, verdict: Verdict) -> str:
         "failed", "diverged", "test looks",
     )  # fmt: skip
     rows = [_arm_row(verdict, arm, verdict.arms[arm]) for arm in study.arms if arm in verdict.arms]
-    quiet = ""
+    quiet = _times_table(study, verdict)
     if any(b.trials for b in verdict.explore_budget.values()):
+        found = verdict.explored
+        one_type = found is None or len(found.devices) < 2
         spent = ", ".join(
-            f"{arm} {count(b.trials, 'training')} ({b.seconds:,.0f} s)"
+            f"{arm} {count(b.trials, 'training')}" + (f" ({b.seconds:,.0f} s)" if one_type else "")
             for arm, b in verdict.explore_budget.items()
         )
-        quiet = f'<p class="quiet">Explore, counted apart: {escape(spent)}.</p>'
+        quiet += f'<p class="quiet">Explore, counted apart: {escape(spent)}.</p>'
     return html_table(head, rows) + quiet
+
+
+def _times_table(study: Study, verdict: Verdict) -> str:
+    """Step times on each type of device, where there are several: ms, and over the baseline's."""
+    if not verdict.mixed:
+        return ""
+    arms = [arm for arm in study.arms if arm in verdict.arms]
+    head = ("ms a step on", "trainings", *arms)
+    rows = [
+        [escape(device), f"{d.trainings:,}", *(_time(d, arm) for arm in arms)]
+        for device, d in verdict.devices.items()
+    ]
+    said = "Steps on each type of device, and over the baseline's in the same requests:"
+    return f'<p class="quiet">{said}</p>{html_table(head, rows)}'
+
+
+def _time(times: DeviceTimes, arm: str) -> str:
+    if arm not in times.step_ms:
+        return "—"
+    ratio = times.step_ratio.get(arm)
+    return f"{times.step_ms[arm]:.2f}" + (f" <small>× {ratio:.2f}</small>" if ratio else "")
 
 
 def _arm_row(verdict: Verdict, arm: str, summary: ArmSummary) -> list[str]:
@@ -238,7 +262,8 @@ def _arm_row(verdict: Verdict, arm: str, summary: ArmSummary) -> list[str]:
         _arm(verdict, arm), score, f"{summary.runs}",
         "—" if summary.parameters is None else f"{summary.parameters:,}",
         "—" if summary.step_ms is None else f"{summary.step_ms:.2f}",
-        f"{b.trials:,}", f"{b.steps:,}", f"{b.seconds:,.0f}", f"{b.failed}", f"{b.diverged}",
+        f"{b.trials:,}", f"{b.steps:,}", "—" if verdict.mixed else f"{b.seconds:,.0f}",
+        f"{b.failed}", f"{b.diverged}",
         f"{b.test_looks}",
     ]  # fmt: skip
 
@@ -339,8 +364,10 @@ def _study_text(study: Study) -> str:
 
 
 def _trainings_table(history: History) -> str:
-    head = ("position", "arm", "status", "validation", "test", "steps", "seconds", "point")
-    return html_table(head, [_training_row(t) for t in history.rows()], (0, 1, 2, 7))
+    head = (
+        "position", "arm", "status", "validation", "test", "steps", "seconds", "device", "point",
+    )  # fmt: skip
+    return html_table(head, [_training_row(t) for t in history.rows()], (0, 1, 2, 7, 8))
 
 
 def _training_row(t: Training) -> list[str]:
@@ -352,7 +379,8 @@ def _training_row(t: Training) -> list[str]:
     return [
         escape(t.position), escape(t.arm), escape(status) + detail, _percent(t.score),
         _percent(t.test_accuracy), f"{result.steps:,}" if result else "",
-        f"{result.seconds:.1f}" if result else "", escape(_point_text(t.point.shared, t.point.addon)),
+        f"{result.seconds:.1f}" if result else "", escape(", then ".join(t.devices)),
+        escape(_point_text(t.point.shared, t.point.addon)),
     ]  # fmt: skip
 
 

@@ -65,6 +65,8 @@ COMPARING = (
     "changes",
 )
 """Names of pictures that set an arm against the baseline."""
+TIMED = ("tuning-seconds", "target", "pareto")
+"""Names of pictures with a time axis."""
 NEEDS = {
     "verdict": "whole blocks with confirm runs of both arms",
     "slopes": "whole blocks with confirm runs of both arms",
@@ -95,4 +97,5 @@ def _why(name: str, verdict: Verdict) -> str:
         return "no arms were compared"
     if verdict.interim and name in AT_THE_END:
         return "shows test scores, and waits until every block is whole"
-    return f"needs {NEEDS[name]}"
+    elsewhere = " on one type of device" if verdict.mixed and name in TIMED else ""
+    return f"needs {NEEDS[name]}{elsewhere}"

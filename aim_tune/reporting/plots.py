@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from aim_tune.ledger import History, Training
 from aim_tune.reporting.words import comparison_line, count, signed, span
 from aim_tune.spec.study import BASELINE, Study
+from aim_tune.stats.budget import Budget
 from aim_tune.stats.evidence import twin_scores, whole_blocks
 from aim_tune.stats.tuning import expected_best_curve
 from aim_tune.stats.verdict import Comparison, Verdict
@@ -445,11 +446,12 @@ def budget_ledger(study: Study, verdict: Verdict) -> Picture | None:
     budget = {arm: b for arm, b in verdict.budget.items() if b.trials}
     if not budget:
         return None
-    panels: tuple[tuple[str, list[float]], ...] = (
+    panels: list[tuple[str, list[float]]] = [
         ("trainings", [b.trials for b in budget.values()]),
         ("steps allotted", [b.steps for b in budget.values()]),
-        ("training seconds", [b.seconds for b in budget.values()]),
-    )
+    ]
+    if not verdict.mixed:
+        panels.append(("training seconds", [b.seconds for b in budget.values()]))
 
     def draw(figure: Figure) -> None:
         for i, (what, values) in enumerate(panels):
@@ -467,10 +469,9 @@ def budget_ledger(study: Study, verdict: Verdict) -> Picture | None:
         if same
         else "The arms were granted different budgets"
     )
-    slow = max(budget, key=lambda a: budget[a].seconds)
-    fast = min(budget, key=lambda a: budget[a].seconds)
-    times = budget[slow].seconds / budget[fast].seconds if budget[fast].seconds else 0.0
-    used = f"; {slow} needed {times:.2f} times the seconds of {fast}" if times > 1 else ""
+    used = "; seconds on different types of device are not compared"
+    if not verdict.mixed:
+        used = _seconds_used(budget)
     bad = {
         a: (b.failed, b.diverged, b.early)
         for a, b in budget.items()
@@ -485,6 +486,13 @@ def budget_ledger(study: Study, verdict: Verdict) -> Picture | None:
         sentence=f"{granted}{used}. {faults or 'No training failed, diverged or ran out of time'}.",
         svg=drawn_svg("budget", draw, height=0.9 + 0.4 * len(budget)),
     )
+
+
+def _seconds_used(budget: Mapping[str, Budget]) -> str:
+    slow = max(budget, key=lambda a: budget[a].seconds)
+    fast = min(budget, key=lambda a: budget[a].seconds)
+    times = budget[slow].seconds / budget[fast].seconds if budget[fast].seconds else 0.0
+    return f"; {slow} needed {times:.2f} times the seconds of {fast}" if times > 1 else ""
 
 
 def _budget_panel(ax: Axes, study: Study, arms: Sequence[str], values: Sequence[float]) -> None:

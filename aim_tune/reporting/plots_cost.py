@@ -1,7 +1,7 @@
 """Pictures that set scores against what they cost: seconds, step time, parameters, memory.
 
-Drawn as in plots.py. Times are those of this study's machines: arms are compared on the same ones,
-since all arms of a request share a device.
+Drawn as in plots.py. Times are of one type of device, the one that most of the trainings ran on; where there
+were others, the sentence says so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from aim_tune.ledger import History, Training
 from aim_tune.reporting.plots import Picture, arm_look, drawn_svg
 from aim_tune.reporting.words import count, signed
 from aim_tune.spec.study import BASELINE, Study
+from aim_tune.stats.devices import device_counts, on_one_type
 from aim_tune.stats.evidence import twin_scores, whole_blocks
 from aim_tune.stats.tuning import expected_best_curve
 from aim_tune.stats.verdict import Verdict
@@ -28,9 +29,11 @@ def expected_best_over_time(study: Study, history: History, verdict: Verdict) ->
     if verdict.arm is None or len(blocks) < 3 or twins < 2 or verdict.sampler != "random":
         return None
     curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    rows = history.rows("twin")
+    timed = on_one_type(rows)
     for arm in study.arms:
         own = twin_scores(history, blocks, arm, BASELINE)[0]
-        seconds = [t.result.seconds for t in history.rows("twin", arm) if t.result and t.score]
+        seconds = [t.result.seconds for t in timed if t.arm == arm and t.result and t.score]
         if seconds and not np.isnan(own).all(axis=1).any():
             curve, error = expected_best_curve(own, 3 * twins)
             curves[arm] = (np.mean(seconds) * np.arange(1, len(curve) + 1), curve, error)
@@ -57,15 +60,17 @@ def expected_best_over_time(study: Study, history: History, verdict: Verdict) ->
         name="tuning-seconds",
         title="And at equal training time?",
         sentence=f"With {budget:.3g} s of training each, {verdict.arm} is expected {signed(gap)} points from "
-        f"baseline; one trial takes {arm_x[0]:.3g} s against {x[0]:.3g} s. Bands: one standard error over "
-        "blocks.",
+        f"baseline; one trial takes {arm_x[0]:.3g} s against {x[0]:.3g} s{_where(rows)}. Bands: one standard "
+        "error over blocks.",
         svg=drawn_svg("tuning-seconds", draw),
     )
 
 
 def time_to_target(study: Study, history: History) -> Picture | None:
     """6: share of confirm runs that have reached the target, against training seconds."""
-    runs = {arm: [t for t in history.rows("confirm", arm) if t.curve] for arm in study.arms}
+    confirm = [t for t in history.rows("confirm") if t.curve]
+    timed = on_one_type(confirm)
+    runs = {arm: [t for t in timed if t.arm == arm] for arm in study.arms}
     runs = {arm: rows for arm, rows in runs.items() if rows}
     if BASELINE not in runs or len(runs) < 2:
         return None
@@ -92,8 +97,19 @@ def time_to_target(study: Study, history: History) -> Picture | None:
         name="target",
         title="Who gets there first?",
         sentence=f"The target is what half of the baseline's confirm runs reach, {100 * target:.1f} % of the "
-        f"validation images. {seen}.",
+        f"validation images. {seen}{_where(confirm)}.",
         svg=drawn_svg("target", draw),
+    )
+
+
+def _where(rows: Sequence[Training]) -> str:
+    """On which type of device times were taken; "" where all of `rows` ran on it."""
+    counts, used = device_counts(rows), len(on_one_type(rows))
+    others = sum(bool(t.result) for t in rows) - used
+    return (
+        f" on {next(iter(counts))} ({count(others, 'training')} elsewhere)"
+        if others and used
+        else ""
     )
 
 
@@ -108,6 +124,9 @@ def _arrivals(arm: str, reached: Sequence[float | None]) -> str:
     return f"{arm}: {len(known)} of {count(len(reached), 'run')}{after}"
 
 
+_NAMES = {"ms a step": "step time"}
+
+
 def pareto(study: Study, history: History, verdict: Verdict) -> Picture | None:
     """7: mean test score of each arm against what it costs; not drawn while blocks are missing."""
     arms = {a: s for a, s in verdict.arms.items() if s.mean_points is not None}
@@ -116,7 +135,7 @@ def pareto(study: Study, history: History, verdict: Verdict) -> Picture | None:
     panels: dict[str, dict[str, float]] = {
         "ms a step": {a: s.step_ms for a, s in arms.items() if s.step_ms},
         "parameters": {a: float(s.parameters) for a, s in arms.items() if s.parameters},
-        "peak MiB": {a: peak for a in arms if (peak := _peak_mib(history, a)) is not None},
+        "peak MiB": {a: peak for a in arms if (peak := _peak_mib(history, a, verdict.timed_on))},
     }
     panels = {what: costs for what, costs in panels.items() if len(costs) == len(arms)}
     if not panels:
@@ -134,16 +153,17 @@ def pareto(study: Study, history: History, verdict: Verdict) -> Picture | None:
                 ax.set_ylabel("test accuracy, %")
                 ax.legend(loc="best", handletextpad=0.1)
 
-    ratios = [
-        f"{costs[verdict.arm] / costs[BASELINE]:.2f} times the {what.replace('ms a step', 'step time')}"
-        for what, costs in panels.items()
-    ]
+    over = {what: costs[verdict.arm] / costs[BASELINE] for what, costs in panels.items()}
+    if "ms a step" in panels:
+        over["ms a step"] = verdict.devices[verdict.timed_on].step_ratio[verdict.arm]
+    ratios = [f"{r:.2f} times the {_NAMES.get(what, what)}" for what, r in over.items()]
+    where = f" on {verdict.timed_on}" if verdict.mixed else ""
     change = scores[verdict.arm][0] - scores[BASELINE][0]
     return Picture(
         name="pareto",
         title="What does it cost?",
-        sentence=f"{verdict.arm} takes {' and '.join(ratios)} of baseline, for {signed(change)} points. "
-        "Up and to the left is better; whiskers: sd over confirm runs.",
+        sentence=f"{verdict.arm} takes {' and '.join(ratios)} of baseline{where}, for "
+        f"{signed(change)} points. Up and to the left is better; whiskers: sd over confirm runs.",
         svg=drawn_svg("pareto", draw, height=3.0),
     )
 
@@ -167,9 +187,9 @@ def _pareto_panel(
     ax.grid()
 
 
-def _peak_mib(history: History, arm: str) -> float | None:
-    """Median peak memory of the arm's confirm runs; None on a CPU, where it is not known."""
-    known = [
-        t.result.peak_mib for t in history.rows("confirm", arm) if t.result and t.result.peak_mib
-    ]
+def _peak_mib(history: History, arm: str, device: str) -> float | None:
+    """Median peak memory of the arm's confirm runs on a type of device; None on a CPU, where it is not
+    known."""
+    rows = [t for t in history.rows("confirm", arm) if t.device == device]
+    known = [t.result.peak_mib for t in rows if t.result and t.result.peak_mib]
     return float(np.median(known)) if known else None

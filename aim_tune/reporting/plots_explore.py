@@ -17,7 +17,7 @@ from aim_tune.reporting.plots import Picture, arm_look, drawn_svg
 from aim_tune.reporting.words import count
 from aim_tune.reporting.words_explore import said
 from aim_tune.spec.study import Study
-from aim_tune.stats.explored import Explored, Offer
+from aim_tune.stats.explored import Explored, Offer, explored_rows
 from aim_tune.stats.verdict import Verdict
 
 AXES = {"step_ms": "ms a step", "parameters": "parameters"}
@@ -70,11 +70,13 @@ def trade_offs(study: Study, history: History, verdict: Verdict) -> Picture | No
                 ax.legend(loc="lower right")
 
     sets = ", ".join(f"{arm} {count(len(o), 'training')}" for arm, o in found.pareto.items())
+    several = "step_ms" in costs and len(found.devices) > 1
+    where = f" on {next(iter(found.devices))}" if several else ""
     return Picture(
         name="trade-offs",
         title="What can be had for less?",
-        sentence=f"Explore's trainings, and those that no other of the same arm beats: {sets}. Each was "
-        "trained once, so the best are partly luck; the design of the blocks is the most accurate one.",
+        sentence=f"Explore's trainings{where}, and those that no other of the same arm beats: {sets}. Each "
+        "was trained once, so the best are partly luck; the design of the blocks is the most accurate one.",
         svg=drawn_svg("trade-offs", draw, height=3.0),
     )
 
@@ -82,9 +84,10 @@ def trade_offs(study: Study, history: History, verdict: Verdict) -> Picture | No
 def _panel(
     ax: Axes, study: Study, history: History, sets: Mapping[str, tuple[Offer, ...]], cost: str
 ) -> None:
+    whole = explored_rows(history, timed=cost == "step_ms")
     for arm, offers in sets.items():
         color, marker = arm_look(study.arms, arm)
-        rows = [t for t in history.rows("explore", arm) if t.status == "ok" and t.result]
+        rows = [t for t in whole if t.arm == arm and t.status == "ok" and t.result]
         seen = [(getattr(t.result, cost), t.score) for t in rows if getattr(t.result, cost)]
         ax.plot([x for x, _ in seen], [100 * (y or 0) for _, y in seen], marker, color=color,
                 ms=3, alpha=0.35, mew=0, ls="")  # fmt: skip

@@ -20,7 +20,7 @@ from aim_tune.reporting.html import card, figure_card, html_table, whole_page
 from aim_tune.reporting.plots import BAND, INK, Picture, arm_look, drawn_svg
 from aim_tune.reporting.words import LABELS, sentence, signed, span
 from aim_tune.spec.study import BASELINE, Study
-from aim_tune.stats.verdict import ArmSummary, Verdict
+from aim_tune.stats.verdict import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +127,17 @@ def _row(r: Result, folder: Path) -> list[str]:
         "—" if v.effect_points is None else signed(v.effect_points),
         "—" if v.ci95_points is None else escape(span(v.ci95_points)),
         "—" if v.mde_points is None else f"{v.mde_points:.2f}",
-        f"{v.blocks}", *(_level(s.mean_points if s else None) for s in (base, arm)), _times(base, arm),
+        f"{v.blocks}", *(_level(s.mean_points if s else None) for s in (base, arm)), _times(v),
     ]  # fmt: skip
 
 
-def _times(base: ArmSummary | None, arm: ArmSummary | None) -> str:
-    """Step time of the arm over the baseline's."""
-    if base is None or arm is None or not base.step_ms or arm.step_ms is None:
-        return "—"
-    return f"× {arm.step_ms / base.step_ms:.2f}"
+def _times(verdict: Verdict) -> str:
+    """Step time of the arm over the baseline's, on each type of device."""
+    ratios = {device: d.step_ratio.get(verdict.arm or "") for device, d in verdict.devices.items()}
+    known = {device: f"× {ratio:.2f}" for device, ratio in ratios.items() if ratio is not None}
+    if len(verdict.devices) < 2:
+        return next(iter(known.values()), "—")
+    return "<br>".join(f"{text} on {escape(device)}" for device, text in known.items()) or "—"
 
 
 def _level(points: float | None) -> str:

@@ -71,7 +71,7 @@ def _figures(verdict: Verdict, arm: str, summary: ArmSummary) -> list[str]:
     return [
         "—" if summary.mean_points is None else f"{summary.mean_points:.2f} %",
         "—" if summary.sd_points is None else f"{summary.sd_points:.2f}",
-        f"{budget.trials:,}", f"{budget.seconds:,.0f}",
+        f"{budget.trials:,}", "—" if verdict.mixed else f"{budget.seconds:,.0f}",
         "—" if summary.parameters is None else f"{summary.parameters:,}",
         f"{budget.failed}", f"{budget.diverged}",
     ]  # fmt: skip

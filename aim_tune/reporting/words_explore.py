@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from aim_tune.stats.explored import Explored
 from aim_tune.stats.result import Verdict
 
 
@@ -25,6 +26,7 @@ def explore_notes(verdict: Verdict) -> list[str]:
         lines.append(f"After explore the blocks draw only from what was good for some arm: {cut}.")
     if found.not_narrowed:
         lines.append(f"The ranges are not narrowed: {found.not_narrowed}.")
+    lines += _devices(found)
     for what, field in (
         ("Stopped early", "pruned"),
         ("Out of memory", "oom"),
@@ -36,6 +38,19 @@ def explore_notes(verdict: Verdict) -> list[str]:
             listed = ", ".join(f"{arm} {number}" for arm, number in counts.items())
             lines.append(f"{what} in explore: {listed}.")
     return lines
+
+
+def _devices(found: Explored) -> list[str]:
+    """With step_ms as an objective: the trainings whose step time could not be compared."""
+    if "step_ms" not in found.objectives or len(found.devices) < 2:
+        return []
+    (main, _), *others = found.devices.items()
+    each = ", ".join(f"{device} {number}" for device, number in others)
+    return [
+        f"Explore ran on {len(found.devices)} types of device: its trade-offs are of {main} alone, without "
+        f"the trainings on {each}. The search itself was told the step times of the type that its first "
+        "trial ran on; trials elsewhere counted as failed there."
+    ]
 
 
 def said(domain: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from aim_tune.reporting.phrases import count, ordinal, per_arm, signed
 from aim_tune.reporting.words_explore import explore_notes
+from aim_tune.spec.study import MEASURED
 from aim_tune.stats.paired import MOST_BLOCKS
 from aim_tune.stats.verdict import SIGN_FLIP_FROM, Verdict
 
@@ -14,7 +15,7 @@ from aim_tune.stats.verdict import SIGN_FLIP_FROM, Verdict
 def notes(verdict: Verdict) -> list[str]:
     """What must be said beside the verdict: tuning budget, pairing, looks, limits."""
     if verdict.verdict == "not_asked":
-        return [*explore_notes(verdict), *_counted(verdict)]
+        return [*explore_notes(verdict), *_devices(verdict), *_counted(verdict)]
     return [
         *_edges(verdict),
         _tuning(verdict),
@@ -25,6 +26,8 @@ def notes(verdict: Verdict) -> list[str]:
         *_budget_used(verdict),
         *_looks(verdict),
         *_sign_flip(verdict),
+        *_devices(verdict),
+        *_matched(verdict),
         *_ended_early(verdict),
         *_lost(verdict),
         *_uncovered(verdict),
@@ -83,6 +86,47 @@ def _ended_early(verdict: Verdict) -> list[str]:
     early, failed = per_arm(verdict, "early"), per_arm(verdict, "failed")
     lines = [f"Ended by the time limit, scored as they stood: {early}."] if early else []
     return lines + ([f"Failed or out of memory, without a score: {failed}."] if failed else [])
+
+
+def _devices(verdict: Verdict) -> list[str]:
+    """Where trainings ran on several types of device: which times are shown, and what the others say."""
+    if not verdict.mixed:
+        return []
+    lines = []
+    if len(verdict.devices) > 1:
+        each = "; ".join(_on_one(verdict, device) for device in verdict.devices)
+        lines.append(
+            f"Trainings ran on {len(verdict.devices)} types of device, and times of different types are not "
+            f"compared: {each}. Single times are those on {verdict.timed_on}; totals of seconds are not set "
+            "side by side."
+        )
+    if verdict.moved:
+        lines.append(
+            f"{count(verdict.moved, 'training')} went on on another type of device after a fault: "
+            "without a time."
+        )
+    return lines
+
+
+def _on_one(verdict: Verdict, device: str) -> str:
+    """A type with its trainings and how much longer a step of the arm takes there."""
+    found = verdict.devices[device]
+    ratio = found.step_ratio.get(verdict.arm or "")
+    took = f"; a step of {verdict.arm} takes {ratio:.2f} times one of baseline" if ratio else ""
+    return f"{device} ({count(found.trainings, 'training')}{took})"
+
+
+def _matched(verdict: Verdict) -> list[str]:
+    """What was measured on one type of device does not hold on another."""
+    arms = [arm for arm in verdict.arms if arm in MEASURED]
+    others = sum(d.trainings for name, d in verdict.devices.items() if name != verdict.matched_on)
+    if not arms or verdict.matched_on is None or not others + verdict.moved:
+        return []
+    return [
+        f"{' and '.join(arms)} cost{'s' * (len(arms) == 1)} what {verdict.arm} costs on "
+        f"{verdict.matched_on}, where it was measured; "
+        f"{count(others + verdict.moved, 'training')} of the arms ran elsewhere, where that need not hold."
+    ]
 
 
 def _design(verdict: Verdict) -> list[str]:

@@ -5,6 +5,7 @@
     evidence.py  ledger history -> arrays of whole blocks
     edges.py     does a searched range cut an arm short?
     budget.py    what every arm was granted, and whether it was equal
+    devices.py   times by type of device
     looks.py     when a study may be judged, and at which level
     compare.py   arm against arm over the judged blocks
     result.py    what comes out: Comparison, Verdict

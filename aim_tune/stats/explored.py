@@ -15,6 +15,7 @@ from typing import Any
 from aim_tune.ledger import History, Training
 from aim_tune.spec.space import Domain, Fixed
 from aim_tune.spec.study import Study
+from aim_tune.stats.devices import device_counts, on_one_type
 from aim_tune.stats.narrow import LEAST_TRIALS, block_ranges, recorded_trials
 
 
@@ -52,6 +53,8 @@ class Explored:
     """Per arm, most accurate first; empty with one objective."""
     warm_start: str = ""
     """What the search went on from, such as "8 trials of study first"; empty: nothing."""
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """Type of device -> explore's trainings there, most first; step times are of the first type alone."""
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Explored:
@@ -84,19 +87,28 @@ def explore_facts(study: Study, history: History) -> Explored | None:
         if several
         else {},
         warm_start=plan.went_on_from.said if plan.went_on_from else "",
+        devices=device_counts(explored_rows(history, timed=False)),
     )
 
 
 def pareto_set(study: Study, history: History, arm: str) -> tuple[Offer, ...]:
     """The arm's finished explore trainings that are not beaten, most accurate first.
 
-    Trainings that failed, were stopped, repeat another or lack an objective do not take part.
+    Trainings that failed, were stopped, repeat another or lack an objective do not take part; with
+    step_ms neither do those on other types of device than most of explore's.
     """
     objectives = study.protocol.explore.objectives
-    rows = [t for t in history.rows("explore", arm) if t.status == "ok" and not t.reused_from]
+    whole = explored_rows(history, timed="step_ms" in objectives)
+    rows = [t for t in whole if t.arm == arm and t.status == "ok"]
     offers = [o for o in map(_offer, rows) if all(getattr(o, n) is not None for n in objectives)]
     kept = [o for o in offers if not any(_beats(p, o, objectives) for p in offers)]
     return tuple(sorted(kept, key=lambda o: -o.val_accuracy))
+
+
+def explored_rows(history: History, *, timed: bool) -> list[Training]:
+    """Explore's trainings, each once; `timed`: those alone whose times may be set side by side."""
+    rows = [t for t in history.rows("explore") if not t.reused_from]
+    return on_one_type(rows) if timed else rows
 
 
 def _offer(training: Training) -> Offer:

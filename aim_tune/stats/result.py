@@ -12,6 +12,7 @@ from typing import Any
 
 from aim_tune.spec.study import BASELINE
 from aim_tune.stats.budget import Budget
+from aim_tune.stats.devices import DeviceTimes
 from aim_tune.stats.edges import Edge
 from aim_tune.stats.explored import Explored
 from aim_tune.stats.paired import ALPHA, Interval
@@ -72,7 +73,8 @@ class ArmSummary:
     parameters: int | None
     """Of the last confirm run."""
     step_ms: float | None
-    """Median over confirm runs of the median step time."""
+    """Median over confirm runs of the median step time, on the type of device that most trainings ran
+    on; None: the arm has none there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,13 @@ class Verdict:
     budget: Mapping[str, Budget] = field(default_factory=dict)
     """Compare and confirm; all trainings where no comparison was asked."""
     explore_budget: Mapping[str, Budget] = field(default_factory=dict)
+    devices: Mapping[str, DeviceTimes] = field(default_factory=dict)
+    """Type of device -> its trainings and what a step took there (over confirm runs), the type that most
+    trainings ran on first. Times are never compared across types."""
+    moved: int = 0
+    """Trainings that a fault moved to another type: part of their time is of each."""
+    matched_on: str | None = None
+    """Type on which match/0 has measured the step times that matched arms are made from."""
     twins: int = 0
     """Tuning budget: trials per arm and block."""
     sampler: str = "random"
@@ -170,6 +179,16 @@ class Verdict:
         return self.interim or self.extended
 
     @property
+    def timed_on(self) -> str:
+        """The type of device that single times are of: the one that most trainings ran on."""
+        return next(iter(self.devices), "")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether trainings ran on several types, so that totals of seconds compare no arms."""
+        return len(self.devices) > 1 or self.moved > 0
+
+    @property
     def primary(self) -> Comparison | None:
         """The comparison the verdict is about."""
         return self.comparisons.get(f"{self.arm} - {self.reference}")
@@ -189,6 +208,8 @@ class Verdict:
             own[key] = {k: Budget(**v) for k, v in own[key].items()}
         own["gap"] = Gap(**_tuples(own["gap"])) if own["gap"] else None
         own["explored"] = Explored.from_dict(own["explored"]) if own.get("explored") else None
+        for key in set(own) & {"devices"}:
+            own[key] = {k: DeviceTimes.from_dict(v) for k, v in own[key].items()}
         own["edges"] = tuple(Edge(**e) for e in own.get("edges", ()))
         return cls(**_tuples(own))
 

@@ -21,6 +21,7 @@ from aim_tune.spec.values import derive_seed
 
 START = 1_700_000_000.0
 """Time of the first event, seconds since 1970."""
+DEVICE = "cpu: simulated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +176,7 @@ def _train(study: Study, position: str, arm: str, outcome: Outcome) -> Iterator[
     where = {"position": position, "arm": arm, "attempt": 1}
     allotted = study.recipe.steps or 100
     steps = allotted if outcome.steps is None else outcome.steps
-    yield {"event": "training_started", **where, "node": "simulated", "device": "cpu", "pid": 1}
+    yield {"event": "training_started", **where, "node": "simulated", "device": DEVICE, "pid": 1}
     passes = study.recipe.evaluations if outcome.val_accuracy is not None else 0
     for i in range(1, passes + 1):
         share = (1 - np.exp(-4 * i / passes)) / (1 - np.exp(-4))
@@ -189,7 +190,7 @@ def _train(study: Study, position: str, arm: str, outcome: Outcome) -> Iterator[
         arm=arm, status=outcome.status, steps=steps, allotted_steps=allotted,
         val_accuracy=outcome.val_accuracy, val_best=outcome.val_accuracy, seconds=2.0,
         step_ms=6.0 if arm == BASELINE else 6.6, parameters=20_000 if arm == BASELINE else 23_000,
-        device="cpu: simulated", node="simulated",
+        device=DEVICE, node="simulated",
     )  # fmt: skip
     yield {"event": "training_done", **where, "result": result.to_dict()}
 

@@ -8,7 +8,7 @@ At planned looks the level is smaller; `looks` says when which interval counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from aim_tune.ledger import History, Training
 from aim_tune.spec.study import BASELINE, MEASURED, Study
 from aim_tune.stats.budget import budgets, inequality
 from aim_tune.stats.compare import compare, figure
+from aim_tune.stats.devices import DeviceTimes, device_times, measured_on, moved
 from aim_tune.stats.edges import edges
 from aim_tune.stats.evidence import trained_arms, twin_scores, whole_blocks
 from aim_tune.stats.explored import explore_facts
@@ -86,13 +87,16 @@ def _attribution(judged: Verdict) -> dict[str, str]:
 
 def _not_asked(study: Study, history: History, study_number: int | None) -> Verdict:
     rows = [t for t in history.rows() if t.done]
+    devices = _devices(rows)
     return Verdict(
         verdict="not_asked",
         interim=len(history.done) < study.requests_planned,
         blocks=len(whole_blocks(study, history)),
         blocks_planned=study.protocol.blocks,
-        arms={arm: _summary([t for t in rows if t.arm == arm]) for arm in study.arms},
+        arms={arm: _summary([t for t in rows if t.arm == arm], devices) for arm in study.arms},
         budget=budgets(history, rows, study.arms),
+        devices=devices,
+        moved=moved(rows),
         explored=explore_facts(study, history),
         twins=study.protocol.twins,
         sampler="random" if study.protocol.draws_at_random else "tpe",
@@ -111,6 +115,7 @@ def _facts(study: Study, history: History, look: Look, arms: Sequence[str], arm:
     explored = [t for t in history.rows("explore") if t.done]
     scores = twin_scores(history, look.blocks, arm, BASELINE)
     known = ~np.isnan(scores).any(axis=0)
+    devices = _devices(rows)
     return Verdict(
         verdict="no_evidence",
         arm=arm,
@@ -118,8 +123,11 @@ def _facts(study: Study, history: History, look: Look, arms: Sequence[str], arm:
         blocks_planned=history.blocks or study.protocol.blocks,
         interim=look.interim,
         extended=history.blocks is not None,
-        arms={a: _summary([t for t in rows if t.arm == a]) for a in arms},
+        arms={a: _summary([t for t in rows if t.arm == a], devices) for a in arms},
         budget=budgets(history, rows, arms),
+        devices=devices,
+        moved=moved(rows),
+        matched_on=measured_on(history),
         explore_budget=budgets(history, explored, study.arms),
         twins=study.protocol.twins,
         sampler="random" if study.protocol.draws_at_random else "tpe",
@@ -158,17 +166,22 @@ def _design_for(study: Study) -> tuple[str, ...]:
     return tuple(arm for arm in able if arm in asked)
 
 
-def _summary(rows: Sequence[Training]) -> ArmSummary:
+def _devices(rows: Sequence[Training]) -> dict[str, DeviceTimes]:
+    own = [t for t in rows if t.reused_from is None]  # a repeated result was timed once
+    return device_times(own, [t for t in own if t.stage == "confirm"] or own)
+
+
+def _summary(rows: Sequence[Training], devices: Mapping[str, DeviceTimes]) -> ArmSummary:
     confirm = [t for t in rows if t.stage == "confirm"]
     scores = [100 * t.test_accuracy for t in confirm if t.test_accuracy is not None]
     results = [t.result for t in (confirm or rows) if t.result is not None]
-    times = [r.step_ms for r in results if r.step_ms is not None]
+    main = next(iter(devices.values()), None)
     return ArmSummary(
         mean_points=figure(np.mean(scores)) if scores else None,
         sd_points=figure(np.std(scores, ddof=1)) if len(scores) > 1 else None,
         runs=len(scores),
         parameters=results[-1].parameters or None if results else None,
-        step_ms=figure(np.median(times)) if times else None,
+        step_ms=main.step_ms.get(rows[0].arm) if main and rows else None,
     )
 
 

@@ -146,7 +146,7 @@ def training_content(study: Study, history: History, training: Training) -> RunC
             "aim.block": "none" if training.block is None else str(training.block),
             "aim.pair": training.position,
             "aim.status": "interrupted" if training.status == "asked" else training.status,
-            **_result_tags(result),
+            **_result_tags(training),
         },
         params=_params(training),
         readings=tuple(_readings(history, training)),
@@ -226,10 +226,12 @@ def _tags(study: Study, history: History) -> dict[str, str]:
     }
 
 
-def _result_tags(result: TrainingResult | None) -> dict[str, str]:
+def _result_tags(training: Training) -> dict[str, str]:
+    result = training.result
     if result is None:
         return {}
-    tags = {"aim.device": result.device, "aim.node": result.node}
+    device = ", then ".join(training.devices) or result.device
+    tags = {"aim.device": device, "aim.node": result.node}
     return {**tags, "aim.detail": result.detail[:_VALUE_LIMIT]} if result.detail else tags
 
 

@@ -5,7 +5,7 @@ MLflow's page allows headings, lists, tables, links and pictures by address, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aim_tune.spec.study import Study
@@ -51,6 +51,9 @@ def verdict_note(verdict: Mapping[str, Any], sentence: str, *, pictured: bool = 
     parts = [sentence, *([picture_of(RUN_ID)] if pictured else [])]
     if arms := verdict.get("arms"):
         parts.append(_table(_ARM_HEAD, [_arm_row(a, s) for a, s in arms.items()]))
+        if len(devices := verdict.get("devices") or {}) > 1:
+            rows = [_device_row(device, times, arms) for device, times in devices.items()]
+            parts += [_DEVICES, _table(("device", *arms), rows)]
     if comparisons := verdict.get("comparisons"):
         rows = [_comparison_row(name, c) for name, c in comparisons.items()]
         parts += ["Differences over blocks:", _table(_COMPARISON_HEAD, rows)]
@@ -60,6 +63,9 @@ def verdict_note(verdict: Mapping[str, Any], sentence: str, *, pictured: bool = 
 
 
 _ARM_HEAD = ("arm", "test accuracy", "sd", "runs", "parameters", "step")
+_DEVICES = (
+    "Times of different types of device are not compared; `step` above is of the first. By type:"
+)
 _COMPARISON_HEAD = ("comparison", "points", "95 % interval", "blocks won")
 
 
@@ -75,6 +81,15 @@ def _arm_row(arm: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _device_row(device: str, times: Mapping[str, Any], arms: Iterable[str]) -> tuple[str, ...]:
+    steps, ratios = times["step_ms"], times["step_ratio"]
+    cells = (
+        _figure(steps.get(arm), "{:.2f} ms") + _figure(ratios.get(arm), ", × {:.2f}", "")
+        for arm in arms
+    )
+    return (f"{device} ({times['trainings']})", *cells)
+
+
 def _comparison_row(name: str, comparison: Mapping[str, Any]) -> tuple[str, ...]:
     interval = comparison.get("ci95_points")
     blocks = len(comparison.get("differences_points") or ())
@@ -86,8 +101,8 @@ def _comparison_row(name: str, comparison: Mapping[str, Any]) -> tuple[str, ...]
     )
 
 
-def _figure(value: float | None, pattern: str) -> str:
-    return "-" if value is None else pattern.format(value)
+def _figure(value: float | None, pattern: str, unknown: str = "-") -> str:
+    return unknown if value is None else pattern.format(value)
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

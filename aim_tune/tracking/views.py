@@ -150,7 +150,6 @@ def _confirmation() -> View:
             _bar("delta/test_points"),
             _bar("test/error_points"),
             _line("val/accuracy"),
-            _bar("cost/step_ms"),
         ),
         group_by=("aim.arm",),
     )
@@ -216,7 +215,7 @@ def _cost(study: Study) -> View:
             _bar("system/process_memory_mebibytes"),
             _bar("system/gpu_0_utilization_percentage"),
         ),
-        group_by=("aim.arm",),
+        group_by=("aim.arm", "aim.device"),  # a mean over two types of device says nothing
     )
 
 

@@ -252,6 +252,7 @@ def test_a_failed_arm_is_told_as_no_score_and_its_siblings_keep_theirs(lab: Any)
         head = {"position": job.request.position, "arm": arm, "attempt": 1}
         conductor.event({"event": "training_done", **head, "result": result})
     conductor.job_done(job)
+    assert conductor.next_job() is DONE  # no blind retry: it would not fit again
     told = script.told["block/0/twin/0"]
     assert {arm: one.score for arm, one in told.items()} == {"baseline": 0.75, "aim": None}
 

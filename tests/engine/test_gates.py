@@ -240,6 +240,16 @@ def test_measured_arms_get_the_steps_and_the_width_that_match_0_found(lab: Any) 
     assert study_status(study, history) == "complete"
 
 
+@pytest.mark.parametrize("pack", ["twin", "arm"])
+def test_all_arms_are_measured_by_one_job_in_one_process(pack: str, lab: Any) -> None:
+    study = matched(lab, "time_matched", "step_matched")
+    study = replace(study, resources=replace(study.resources, pack=pack))
+    conductor, _ = lab.conduct(study)
+    job = conductor.next_job()
+    assert (job.request.position, job.arms) == ("match/0", tuple(job.request.arms))
+    assert set(job.arms) == {"baseline", "aim", "step_matched"}
+
+
 def test_a_resumed_study_does_not_measure_again(lab: Any) -> None:
     study = matched(lab, "time_matched")
     whole = run(study, world({}), lab)

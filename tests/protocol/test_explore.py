@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -259,6 +260,27 @@ def test_a_trial_without_one_of_the_objectives_is_a_failure_for_optuna(sim):
     machine.tell(request.position, {arm: Told(score=0.5) for arm in request.arms})
     machine.ask()
     assert machine._explore._search.study.trials[0].state.name == "FAIL"
+
+
+def test_the_search_is_told_step_times_of_one_type_of_device_alone(sim):
+    """That of the first trial. Elsewhere, or on two types at once, a step time says nothing to it."""
+    study = with_(sim.study_of(explore=5, lag=1, blocks=0), objectives=("val_accuracy", "step_ms"))
+    machine = Machine(study)
+    both = [("A", "A"), ("B", "B"), ("A", "B"), ("A", "A"), ("B", "B")]
+    for number, types in enumerate(both):
+        request = machine.ask()
+        on = dict(zip(("aim", "frozen"), types, strict=True))
+        told = {
+            arm: Told(score=0.5, step_ms=number + 1.0, device=on.get(arm, "C"))
+            for arm in request.arms
+        }
+        machine.tell(request.position, told)
+    stage = machine._explore
+    values = [stage._value(number) for number in range(5)]
+    assert [values[0], values[3]] == [[0.5, 1.0], [0.5, 4.0]]
+    assert all(math.isnan(values[number][1]) for number in (1, 2, 4))
+    states = [trial.state.name for trial in stage._search.study.trials[:4]]
+    assert states == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
 
 
 # --- narrowed ranges --------------------------------------------------------------------------

@@ -20,6 +20,7 @@ KEYS = {
     "effect_points", "ci95_points", "ci90_points", "blocks", "blocks_planned", "mde_points",
     "p_better_new_block", "sign_flip_p", "wins", "attribution", "untrained", "metric", "unit",
     "higher_is_better", "claim", "interim", "extended", "comparisons", "arms", "budget",
+    "devices", "moved", "matched_on",
     "explore_budget", "twins", "sampler", "search_fraction", "rope_points", "alpha", "looks", "look",
     "out_of_budget", "design_for", "explored", "declared_confounds", "blocks_to_decide", "reach_points",
     "reach_limit", "gap", "twin_correlation", "block_correlation", "edges", "test_examples",
@@ -35,10 +36,12 @@ BUDGET = {
     "trials", "steps", "steps_done", "seconds", "test_looks", "failed", "oom", "diverged", "early", "pruned",
 }  # fmt: skip
 GAP = {"trials", "points", "closing"}
+DEVICE = {"trainings", "step_ms", "step_ratio"}
 EDGE = {"arm", "setting", "end", "limit", "median", "drift", "blocks", "narrowed"}
 EXPLORED = {
     "trials", "arms", "design", "ranges", "narrowed", "not_narrowed", "objectives", "pareto",
     "warm_start",
+    "devices",
 }  # fmt: skip
 
 
@@ -60,6 +63,7 @@ def test_every_key_is_there_and_none_else(written):
     assert [set(a) for a in written["arms"].values()] == [ARM] * 3
     assert [set(b) for b in written["budget"].values()] == [BUDGET] * 3
     assert [set(b) for b in written["explore_budget"].values()] == [BUDGET] * 3
+    assert [set(d) for d in written["devices"].values()] == [DEVICE]
     assert set(written["gap"]) == GAP
     assert [set(e) for e in written["edges"]] == [EDGE] * len(written["edges"])
     assert written["edges"], "this world has a range that is too small"
@@ -92,4 +96,4 @@ def test_the_page_explains_every_key():
     """In the tables and the last paragraph of its section on verdict.json."""
     section = PAGE.read_text().split("## verdict.json")[1]
     explained = set(re.findall(r"`([a-z0-9_]+)`", section))
-    assert explained >= KEYS | COMPARISON | ARM | BUDGET | GAP | EDGE | EXPLORED
+    assert explained >= KEYS | COMPARISON | ARM | BUDGET | GAP | EDGE | EXPLORED | DEVICE

@@ -244,6 +244,22 @@ def test_a_store_that_fails_for_a_while_costs_nothing(folder, study, records, mo
     assert len(all_runs(folder)[1]) == 18
 
 
+def test_each_failure_waits_longer_up_to_a_limit_and_not_in_step_with_others(
+    folder, study, monkeypatch
+):
+    mirror = Mirror(folder=folder, study=study)
+    waits, jitter = [], []
+    with monkeypatch.context() as clock:
+        clock.setattr(mirror_module.time, "monotonic", lambda: 100.0)
+        clock.setattr(mirror_module.random, "uniform", lambda *ends: jitter.append(ends) or ends[1])
+        for _ in range(9):
+            mirror._pause()
+            waits.append(mirror._retry_at - 100.0)
+    assert waits == [min(2.0**n, mirror_module.LONGEST_PAUSE_S) for n in range(1, 10)]
+    assert waits[-2] == waits[-1] < 2**8
+    assert set(jitter) == {(0.5, 1.0)}
+
+
 def test_a_call_whose_answer_is_lost_does_not_make_a_second_run(
     folder, study, records, monkeypatch
 ):

@@ -32,7 +32,7 @@ CARDS = {
     "Search: baseline against AiM": ["Group by: aim.arm", "val/best", "train/loss", "train/lr"],
     "AiM settings": ["Parallel Coordinates", "shared.lr vs. val/best"],
     "Cost": [
-        "Group by: aim.arm", "cost/step_ms", "cost/parameters", "cost/seconds",
+        "cpu: simulated", "cost/step_ms", "cost/parameters", "cost/seconds",
         "system/process_memory_mebibytes",
     ],
     "Memory images": [

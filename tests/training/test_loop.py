@@ -194,6 +194,42 @@ def test_a_nan_loss_ends_as_diverged_with_the_score_and_weights_reached(
     assert accuracy == outcome.val_accuracy
 
 
+class Poisoned:
+    """A source with one NaN pixel in one image, as a bad disk or a bad augmentation may give it."""
+
+    def __init__(self, source: Source, step: int) -> None:
+        self._source, self._step = source, step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def pool_batches(self, batches: Any, device: torch.device) -> Any:
+        for step, (images, labels) in enumerate(self._source.pool_batches(batches, device), 1):
+            if step == self._step:
+                images = images.clone()
+                images[3, 0, 4, 4] = float("nan")
+            yield images, labels
+
+
+def test_one_nan_pixel_among_good_images_ends_as_diverged_with_the_score_reached(
+    source: Source,
+) -> None:
+    passes: list[Measure] = []
+    outcome = fit(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
+        Poisoned(source, step=15),  # type: ignore[arg-type]
+        split=source.split(1),
+        recipe=Recipe(steps=40, batch_size=16, evaluations=4),
+        streams={"order": 11, "augment": 12, "dropout": 13},
+        device=CPU,
+        on_measure=passes.append,
+    )
+    assert (outcome.status, outcome.steps) == ("diverged", 15)
+    assert "training loss became nan at step 15" in outcome.detail
+    assert [m.step for m in passes] == [10]
+    assert outcome.val_accuracy == passes[0].val_accuracy
+
+
 def test_a_training_that_diverges_before_its_first_pass_has_its_untrained_score(
     train: Callable,
 ) -> None:
