@@ -358,7 +358,7 @@ class _Run:
     def _finish(self, ledger: Ledger, mirror: Mirror | None) -> Outcome:
         """Decide, and write everything that is derived from the ledger."""
         from aim_tune.protocol.best import study_status
-        from aim_tune.reporting.plots import strip_png
+        from aim_tune.reporting.plots_verdict import strip_png
         from aim_tune.reporting.words import sentence
         from aim_tune.stats import decide
 

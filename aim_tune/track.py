@@ -81,7 +81,7 @@ def _discard(folder: Path, study: Study, history: History, uri: str | None) -> N
 
 def _fill(folder: Path, study: Study, history: History, uri: str | None) -> int:
     """Write what is missing; the exit code."""
-    from aim_tune.reporting.plots import strip_png
+    from aim_tune.reporting.plots_verdict import strip_png
     from aim_tune.reporting.words import sentence
     from aim_tune.tracking.mirror import Mirror
     from aim_tune.tracking.place import shown

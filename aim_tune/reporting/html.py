@@ -18,12 +18,12 @@ from aim_tune.reporting.pictures import not_drawn, pictures
 from aim_tune.reporting.plots import (
     ARM_COLORS,
     ARM_MARKERS,
-    Importances,
     Picture,
     arm_look,
     with_label,
 )
 from aim_tune.reporting.plots_explore import explore_rows, offer_head, offer_rows
+from aim_tune.reporting.plots_tuning import Importances
 from aim_tune.reporting.words import LABELS, count, notes, sentence, signed, span
 from aim_tune.spec import yaml_io
 from aim_tune.spec.study import Study
