@@ -392,8 +392,11 @@ def test_the_status_of_a_study_is_read_without_touching_it(
         assert (status["blocks_done"], status["blocks"]) == (0, 2)
         assert status["seconds_left"] > 0
         assert set(status["best"]) == {"baseline", "aim", "frozen"}
+        assert (status["slot_use"]["slots"], status["slot_warning"]) == (1, "")
         assert search.main(["--status", str(finished)]) == 0
-        assert "10 of 24 trainings, 0 of 2 blocks, about" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "10 of 24 trainings, 0 of 2 blocks, about" in shown
+        assert " of 1 slot training on average (" in shown
     assert search.main(["--status", str(finished)]) == 0
     assert "tiny: stopped, last event" in capsys.readouterr().out  # nobody is at work any more
     assert ledger.read_bytes() == before
