@@ -78,15 +78,17 @@ def read_results(folder: Path, *, curves: bool = True) -> tuple[Study, History]:
 
     Raises LedgerError where there is no ledger or a damaged one, UserError where it is still empty.
     """
-    from aim_tune.ledger import read_history
+    from aim_tune.ledger import holder, read_history
     from aim_tune.spec.study import Study
 
     if not (folder / "ledger.jsonl").is_file() and (near := sorted(folder.glob("*/ledger.jsonl"))):
         names = ", ".join(str(path.parent) for path in near[:5])
-        raise UserError(f"{folder} holds several studies, not one; name one of {names}")
+        raise UserError(f"{folder} holds studies and is none itself; name one, such as {names}")
     history = read_history(folder / "ledger.jsonl", curves=curves)
     if history.declared is None:
-        raise UserError(f"{folder / 'ledger.jsonl'} is empty: the search has not begun yet")
+        who = holder(folder / "ledger.jsonl")
+        begun = f"the search is starting ({who})" if who else "the search has not begun yet"
+        raise UserError(f"{folder / 'ledger.jsonl'} is empty: {begun}")
     study = Study.from_dict(history.declared["study"])
     if history.blocks is not None:
         study = replace(study, protocol=replace(study.protocol, blocks=history.blocks))

@@ -119,8 +119,10 @@ def test_a_study_ends_with_a_verdict_and_its_files(
     assert verdict.keys() >= KEYS
     assert verdict["blocks"] == 2
     assert verdict["interim"] is False
-    words = {"sentence", "notes"}
+    words = {"sentence", "notes", "slot_use"}
     assert words <= verdict.keys()
+    assert verdict["slot_use"]["slots"] == 1
+    assert 0.5 < verdict["slot_use"]["share"] <= 1
     assert history_of(folder).verdict == {k: v for k, v in verdict.items() if k not in words}
     assert len(history_of(folder).looks) == 2
     shown = capsys.readouterr().out

@@ -55,7 +55,7 @@ def twin_scatter(study: Study, history: History, verdict: Verdict) -> Picture | 
         ax.set_xlabel("baseline, validation accuracy, %")
         ax.set_ylabel("the arm at the same point, %")
         ax.grid()
-        ax.legend(loc="upper left", handletextpad=0.2)
+        ax.legend(loc="best", handletextpad=0.2)
 
     own, base = clouds[verdict.arm]
     above = int(np.sum(own > base))

@@ -248,7 +248,8 @@ class Progress:
 
     def _line(self) -> str:
         tally = self._tally
-        done = (self._counts(), self.time_left(), tally.stage)
+        over = len(tally.finished) == tally.planned
+        done = (self._counts(), self.time_left(), "" if over else tally.stage)
         return _joined(*done, tally.best_words, self._used, tally.bad_words)
 
     def _picture(self) -> Group:

@@ -19,8 +19,8 @@ from aim_tune.spec.study import Study
 
 LOW = 0.8
 """A share below this is worth a word."""
-ENOUGH_PER_SLOT, ENOUGH_S = 4, 60.0
-"""Trainings per slot and seconds before a share says anything."""
+ENOUGH_PER_SLOT, ENOUGH_S = 8, 120.0
+"""Trainings per slot and seconds before a share says anything: workers take some to start."""
 
 Window: TypeAlias = tuple[float, float]
 

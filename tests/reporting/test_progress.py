@@ -52,7 +52,7 @@ def test_plain_lines_count_trainings_and_come_every_ten_seconds():
         "1/12 trainings · about 22 s left · block 1 of 2, twin · best validation:"
     )
     assert lines[1].startswith("6/12 trainings · about 12 s left · block 1 of 2, confirm")
-    assert lines[-1].startswith("12/12 trainings · block 2 of 2, confirm")
+    assert lines[-1].startswith("12/12 trainings · best validation:")
     assert len(lines) == 4
     assert left == ""
 
