@@ -122,9 +122,10 @@ def run(
 
 def load(folder: Path | str) -> StudyResult:
     """The outcome of a results folder, finished or not. Raises LedgerError where there is none."""
-    from aim_tune.protocol.best import study_status
     from aim_tune.report import decided, read_results
     from aim_tune.reporting.words import document, sentence
+    from aim_tune.stats import slot_use
+    from aim_tune.stats.amounts import study_status
 
     home = Path(folder)
     study, history = read_results(home)
@@ -133,7 +134,7 @@ def load(folder: Path | str) -> StudyResult:
         study=study,
         folder=home,
         history=history,
-        verdict=document(verdict),
+        verdict=document(verdict, slot_use(study, history)),
         sentence=sentence(verdict),
         status=study_status(study, history),
         paths={what: home / name for what, name in FILES.items() if (home / name).is_file()},

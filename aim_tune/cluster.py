@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from aim_tune import options
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, UserError
 
 PAGES = {"MLflow": 5000, "Ray dashboard": 8265}
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return gather(args.storage, args.name, args.folder)
         return progress(args.storage)
     except UserError as error:
-        print(error, file=sys.stderr)
+        options.complain(error)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -183,8 +184,8 @@ def progress(place: str) -> int:
 
 def _how_far(ledger: Path) -> str:
     from aim_tune.ledger import read_history
-    from aim_tune.protocol.best import study_status
     from aim_tune.spec import Study
+    from aim_tune.stats.amounts import study_status
 
     history = read_history(ledger)
     study = Study.from_dict((history.declared or {})["study"])

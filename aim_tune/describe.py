@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aim_tune import options
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError, unknown
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(describe(args))
     except UserError as error:
-        print(error, file=sys.stderr)
+        options.complain(error)
         return EXIT_BAD_INPUT
     return EXIT_DONE
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aim_tune import options
 from aim_tune.artifacts.files import write_whole
 from aim_tune.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
 from aim_tune.report import read_results
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_target(path, best, force=args.force)
         write_whole(path, text)
     except UserError as error:
-        print(error, file=sys.stderr)
+        options.complain(error)
         return EXIT_BAD_INPUT
     print(_summary(best, path))
     return EXIT_DONE

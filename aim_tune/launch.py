@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
 CLOSE_S = 4.0
 """How long an interrupted search waits for MLflow."""
-STARVED = 0.6
-"""Below this share of busy slots the summary says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,7 @@ class Outcome:
     history: History
     verdict: Verdict
     status: str
-    """finished or failed (protocol.best.study_status)."""
+    """finished or failed (stats.amounts.study_status)."""
     paths: dict[str, Path]
     """What -> the file: report, verdict, study and, where there is one, best."""
     views: dict[str, str]
@@ -192,7 +189,7 @@ class _Run:
     def run(self) -> Outcome:
         """From the locked folder to the verdict."""
         from aim_tune.ledger import Ledger
-        from aim_tune.protocol.best import study_status
+        from aim_tune.stats.amounts import study_status
 
         with Ledger(self.folder / "ledger.jsonl") as ledger:
             done = (
@@ -201,15 +198,15 @@ class _Run:
             with self._tracking() as mirror:
                 if done and not self._grown(ledger.history):
                     if mirror:
-                        mirror.start()
+                        self._open_mlflow(mirror)
                     return self._finish(ledger, mirror)
-                with self._engine() as engine:
+                with self._started() as engine:
                     if self.stop:
                         self.stop.arm()
-                    self._declare(ledger)
+                    self._declare(ledger, engine.slots)
                     self._count(ledger.history)  # before the first look
                     if mirror:
-                        mirror.start()
+                        self._open_mlflow(mirror)
                     self._conduct(ledger, engine, mirror)
                     return self._finish(ledger, mirror)
 
@@ -217,6 +214,16 @@ class _Run:
         from aim_tune.engine.resume import blocks_then
 
         return self.study.protocol.blocks > blocks_then(history)
+
+    @contextmanager
+    def _started(self) -> Iterator[Any]:
+        """The engine, ready."""
+        from aim_tune.reporting.progress import waiting
+
+        with ExitStack() as ends:
+            with waiting(self.console, "Starting the engine"):
+                engine = ends.enter_context(self._engine())
+            yield engine
 
     def _engine(self) -> Any:
         """The engine asked for, not yet entered."""
@@ -247,8 +254,9 @@ class _Run:
 
         return ray_tune.opened(self.study, slots=self.how.slots, say=self.console.print)
 
-    def _declare(self, ledger: Ledger) -> None:
-        """The first record of a new study, or that it goes on; study.yaml beside it."""
+    def _declare(self, ledger: Ledger, slots: int) -> None:
+        """The first record of a new study, or that it goes on, and with how many slots; study.yaml beside
+        it."""
         from aim_tune.artifacts.files import write_whole
         from aim_tune.engine.resume import declaration, other_versions
         from aim_tune.engine.warm_start import said
@@ -267,6 +275,7 @@ class _Run:
                 self.console.print(f"Versions have changed: {', '.join(changed)}.")
         if self._grown(history):
             ledger.append({"event": "extended", "blocks": self.study.protocol.blocks})
+        ledger.append({"event": "opened", "slots": slots})
         text = dump(self.study.to_dict(), f"Resolved study {self.study.study_hash}. Do not edit.")
         write_whole(self.folder / "study.yaml", text)
 
@@ -286,6 +295,7 @@ class _Run:
         if self.how.tracking == "off":
             yield None
             return
+        from aim_tune.reporting.progress import waiting
         from aim_tune.tracking.mirror import Mirror
 
         mirror = Mirror(
@@ -301,9 +311,16 @@ class _Run:
         except BaseException:
             mirror.close(CLOSE_S)
             raise
-        missing = mirror.close()
+        with waiting(self.console, "MLflow is catching up"):
+            missing = mirror.close()
         if missing:
             self.console.print(missing)
+
+    def _open_mlflow(self, mirror: Mirror) -> None:
+        from aim_tune.reporting.progress import waiting
+
+        with waiting(self.console, "Opening MLflow"):
+            mirror.start()
 
     def _conduct(self, ledger: Ledger, engine: Any, mirror: Mirror | None) -> None:
         """Run all that is left."""
@@ -317,7 +334,7 @@ class _Run:
         def allotted(recipe: Recipe) -> int:
             return total_steps(recipe, self.info.train)
 
-        study, began = self.study, time.time()
+        study = self.study
         self._say_if_crowded(engine.slots)
         labels = test_labels(study.data, self.catalog) if study.protocol.confirm else None
         history = ledger.history
@@ -346,7 +363,6 @@ class _Run:
             for listener in listeners:
                 listener(record)
             raise
-        self._say_if_starved(history, began, engine.slots)
 
     def _checkpoints(self) -> str:
         if self.storage:
@@ -365,24 +381,13 @@ class _Run:
                 "sooner, and step times do not compare with other runs."
             )
 
-    def _say_if_starved(self, history: History, began: float, slots: int) -> None:
-        wall = time.time() - began
-        here = [t for t in history.trainings.values()
-                if t.started and t.finished and t.started >= began and not t.reused_from]  # fmt: skip
-        busy = sum(t.finished - t.started for t in here if t.finished and t.started)
-        share = busy / (wall * slots)
-        if wall > 60 and slots > 1 and share < STARVED:
-            self.console.print(
-                f"Only {share * slots:.1f} of {slots} slots were busy on average: requests are few or "
-                "short, or explore.lag is small. Fewer slots would have been as fast."
-            )
-
     def _finish(self, ledger: Ledger, mirror: Mirror | None) -> Outcome:
         """Decide, and write everything that is derived from the ledger."""
-        from aim_tune.protocol.best import study_status
-        from aim_tune.reporting.plots import strip_png
+        from aim_tune.reporting.plots_verdict import strip_png
+        from aim_tune.reporting.progress import waiting
         from aim_tune.reporting.words import sentence
         from aim_tune.stats import decide
+        from aim_tune.stats.amounts import study_status
 
         number = self._count(ledger.history)
         verdict = decide(self.study, ledger.history, study_number=number)
@@ -390,7 +395,8 @@ class _Run:
             record = ledger.append({"event": "verdict", "verdict": verdict.to_dict()})
             if mirror:
                 mirror.event(record)
-        paths = self._write(ledger.history, verdict)
+        with waiting(self.console, "Writing the report"):
+            paths = self._write(ledger.history, verdict)
         self._share(paths)
         if mirror:
             files = [p for p in paths.values() if p.is_file()]
@@ -441,6 +447,7 @@ class _Run:
         from aim_tune.protocol.importance import importances
         from aim_tune.reporting.html import write_report
         from aim_tune.reporting.words import document
+        from aim_tune.stats import slot_use
 
         paths = {
             "report": self.folder / "report.html",
@@ -448,7 +455,8 @@ class _Run:
             "best": self.folder / "best_config.yaml",
             "study": self.folder / "study.yaml",
         }
-        write_whole(paths["verdict"], json.dumps(document(verdict), indent=2) + "\n")
+        shown = document(verdict, slot_use(self.study, history))
+        write_whole(paths["verdict"], json.dumps(shown, indent=2) + "\n")
         write_report(
             paths["report"], self.study, history, verdict, importances(self.study, history)
         )

@@ -1,9 +1,15 @@
-"""Command-line options that several verbs take, each worded once. Of the top layer; imports nothing heavy."""
+"""What several verbs share on the command line: options, each worded once, and how they complain.
+
+Of the top layer; imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import sys
+import textwrap
 
 VERDICTS = ("better", "worse", "equivalent", "no_evidence", "withheld", "not_asked")
 
@@ -48,6 +54,35 @@ def add_tracking_uri(p: argparse.ArgumentParser, default_store: str) -> None:
         metavar="URI",
         help=f"MLflow store ({default_store}; also MLFLOW_TRACKING_URI)",
     )
+
+
+def count(text: str) -> int:
+    """A count, as the type of an option."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+    return number
+
+
+def complain(text: object) -> None:
+    """Print to standard error; on a terminal, lines break between words."""
+    shown = str(text)
+    if sys.stderr.isatty():
+        shown = wrapped(shown, shutil.get_terminal_size().columns)
+    print(shown, file=sys.stderr)
+
+
+def wrapped(text: str, width: int) -> str:
+    """`text` in lines of at most `width`, as far as its words are that short; what a line begins with
+    indents the lines that follow from it."""
+    lines = []
+    for line in text.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        lines += textwrap.wrap(
+            line, max(20, width), subsequent_indent=indent and indent + "  ",
+            break_long_words=False, break_on_hyphens=False,
+        ) or [""]  # fmt: skip
+    return "\n".join(lines)
 
 
 def tracking_uri(args: argparse.Namespace) -> str | None:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         about, run = load(args.model, options.tracking_uri(args))
         found = list(predict(about, run, args.images, files))
     except UserError as error:
-        print(error, file=sys.stderr)
+        options.complain(error)
         return EXIT_BAD_INPUT
     if args.json:
         print(json.dumps([asdict(row) for row in found], indent=2))

@@ -63,29 +63,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(results) > 1:
             _side_by_side(results, args.output)
     except UserError as error:
-        print(error, file=sys.stderr)
+        options.complain(error)
         return EXIT_BAD_INPUT
     wanted = args.fail_unless
     others = [v for v in (r.verdict.verdict for r in results) if wanted and v != wanted]
     for verdict in others:
-        print(f"The verdict is {verdict}, not {wanted}.", file=sys.stderr)
+        options.complain(f"The verdict is {verdict}, not {wanted}.")
     return EXIT_NOT_MET if others else EXIT_DONE
 
 
-def read_results(folder: Path) -> tuple[Study, History]:
-    """The study of a results folder, with blocks that were added, and what has happened to it.
+def read_results(folder: Path, *, curves: bool = True) -> tuple[Study, History]:
+    """The study of a results folder, with blocks that were added, and what has happened to it; without
+    `curves` the validation passes are left out, which is faster.
 
     Raises LedgerError where there is no ledger or a damaged one, UserError where it is still empty.
     """
-    from aim_tune.ledger import read_history
+    from aim_tune.ledger import holder, read_history
     from aim_tune.spec.study import Study
 
     if not (folder / "ledger.jsonl").is_file() and (near := sorted(folder.glob("*/ledger.jsonl"))):
         names = ", ".join(str(path.parent) for path in near[:5])
-        raise UserError(f"{folder} holds several studies, not one; name one of {names}")
-    history = read_history(folder / "ledger.jsonl")
+        raise UserError(f"{folder} holds studies and is none itself; name one, such as {names}")
+    history = read_history(folder / "ledger.jsonl", curves=curves)
     if history.declared is None:
-        raise UserError(f"{folder / 'ledger.jsonl'} is empty: the search has not begun yet")
+        who = holder(folder / "ledger.jsonl")
+        begun = f"the search is starting ({who})" if who else "the search has not begun yet"
+        raise UserError(f"{folder / 'ledger.jsonl'} is empty: {begun}")
     study = Study.from_dict(history.declared["study"])
     if history.blocks is not None:
         study = replace(study, protocol=replace(study.protocol, blocks=history.blocks))
@@ -106,11 +109,14 @@ def _report(folder: Path, args: argparse.Namespace) -> Result:
     from aim_tune.reporting.side_by_side import Result
     from aim_tune.reporting.terminal import Console, show_summary
     from aim_tune.reporting.words import document
+    from aim_tune.stats import slot_use
 
     study, history = read_results(folder)
     verdict = decided(study, history)
     paths = {"report": folder / "report.html", "verdict": folder / "verdict.json"}
-    write_whole(paths["verdict"], json.dumps(document(verdict), indent=2) + "\n")
+    write_whole(
+        paths["verdict"], json.dumps(document(verdict, slot_use(study, history)), indent=2) + "\n"
+    )
     weights = importances(study, history, args.importance)
     write_report(paths["report"], study, history, verdict, weights, args.importance)
     console = Console(highlight=False)

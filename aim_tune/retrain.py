@@ -63,17 +63,22 @@ def _add_training(p: argparse.ArgumentParser) -> None:
     what.add_argument("--both", action="store_true", help="baseline and the arm with the add-on")
     budget = what.add_mutually_exclusive_group()
     budget.add_argument(
-        "--epochs", type=_count, metavar="N", help="another budget: passes over the data"
+        "--epochs",
+        type=options.count,
+        metavar="N",
+        help="another budget: passes over the data",
     )
-    budget.add_argument("--steps", type=_count, metavar="N", help="another budget: optimizer steps")
-    what.add_argument("--patience", type=_count, metavar="N", help="early stopping: end after N validation "
-                      "passes without a gain, keep the weights of the best one")  # fmt: skip
+    budget.add_argument(
+        "--steps", type=options.count, metavar="N", help="another budget: optimizer steps"
+    )
+    what.add_argument("--patience", type=options.count, metavar="N", help="early stopping: end after N "
+                      "validation passes without a gain, keep the weights of the best one")  # fmt: skip
     what.add_argument("--data", type=Path, metavar="FOLDER", help="own images: train/CLASS/* (and "
                       "test/CLASS/*); or another root of the study's data set")  # fmt: skip
     what.add_argument("--seed", type=int, metavar="N", help="fresh random streams from this seed instead of "
                       "the recorded ones: another network")  # fmt: skip
-    what.add_argument("--seeds", type=_count, metavar="N", help="N networks with seeds 1 to N (from --seed "
-                      "on), their mean and spread")  # fmt: skip
+    what.add_argument("--seeds", type=options.count, metavar="N", help="N networks with seeds 1 to N (from "
+                      "--seed on), their mean and spread")  # fmt: skip
     what.add_argument("--device", choices=("cpu", "cuda"), help="where to train (as in the study)")
     options.add_set(p, "resources.cpu=4")
 
@@ -88,13 +93,6 @@ def _add_result(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--force", action="store_true", help="train again what is there, replace what is other"
     )
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
-    return number
 
 
 def _forms(text: str) -> tuple[str, ...]:
@@ -116,10 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Stop():
             return _retrain(args)
     except UserError as error:
-        print(error, file=sys.stderr)
+        options.complain(error)
         return EXIT_BAD_INPUT
     except Interrupted as error:
-        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        options.complain("Interrupted; the same command goes on from the last checkpoint.")
         return error.exit_code
 
 
@@ -286,7 +284,7 @@ def _track(args: argparse.Namespace, done: Retrained) -> None:
             uri=options.tracking_uri(args),
         )
     except UserError as error:
-        print(f"Not in MLflow: {error}", file=sys.stderr)
+        options.complain(f"Not in MLflow: {error}")
         if args.register:
             raise
         return

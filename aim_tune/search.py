@@ -75,7 +75,9 @@ def parser() -> argparse.ArgumentParser:
         default="ray",
         help="ray: Ray Tune on all cores or a cluster; in_process: one at a time, here",
     )
-    p.add_argument("--slots", type=int, metavar="N", help="trials at a time (all that fit)")
+    p.add_argument(
+        "--slots", type=options.count, metavar="N", help="trials at a time (all that fit)"
+    )
     p.add_argument("--address", help="a running Ray cluster: auto, or HOST:PORT")
     p.add_argument(
         "--storage",
@@ -92,8 +94,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; the exit code."""
     args = parser().parse_args(argv)
-    if args.slots is not None and args.slots < 1:
-        parser().error(f"--slots {args.slots}: give 1 or more")
     if args.json and args.dry_run:
         parser().error("--json: a plan is text; leave --dry-run or --json out")
     from aim_tune.engine.stop import Interrupted, Stop
@@ -104,10 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Stop() as stop:
             return _search(args, stop)
     except UserError as error:
-        print(error, file=sys.stderr)
+        options.complain(error)
         return EXIT_BAD_INPUT
     except Interrupted as error:
-        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        options.complain("Interrupted; the same command goes on from here.")
         return error.exit_code
 
 
@@ -147,11 +147,11 @@ def _search(args: argparse.Namespace, stop: Stop) -> int:
 
 def _status(folder: Path, *, as_json: bool) -> int:
     from aim_tune.ledger import holder
-    from aim_tune.protocol.best import study_status
     from aim_tune.report import read_results
     from aim_tune.reporting.status import status_of, words
+    from aim_tune.stats.amounts import study_status
 
-    study, history = read_results(folder)
+    study, history = read_results(folder, curves=False)
     finished = study_status(study, history) != "unfinished"
     status = status_of(study, history, holder(folder / "ledger.jsonl"), finished=finished)
     print(json.dumps(status.to_dict(), indent=2) if as_json else words(status))
@@ -218,10 +218,10 @@ def _on_the_head(address: str | None) -> bool:
 
 def _exit_code(outcome: Outcome, wanted: str | None) -> int:
     if outcome.status == "failed":
-        print("Too many trainings failed; see the reasons in the report.", file=sys.stderr)
+        options.complain("Too many trainings failed; see the reasons in the report.")
         return EXIT_TOO_MANY_FAILED
     if wanted and outcome.verdict.verdict != wanted:
-        print(f"The verdict is {outcome.verdict.verdict}, not {wanted}.", file=sys.stderr)
+        options.complain(f"The verdict is {outcome.verdict.verdict}, not {wanted}.")
         return EXIT_NOT_MET
     return EXIT_DONE
 

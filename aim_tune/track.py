@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _discard(args.folder, study, history, uri)
             return _fill(args.folder, study, history, uri)
     except UserError as error:
-        print(error, file=sys.stderr)
+        options.complain(error)
         return EXIT_BAD_INPUT
 
 
@@ -81,7 +81,7 @@ def _discard(folder: Path, study: Study, history: History, uri: str | None) -> N
 
 def _fill(folder: Path, study: Study, history: History, uri: str | None) -> int:
     """Write what is missing; the exit code."""
-    from aim_tune.reporting.plots import strip_png
+    from aim_tune.reporting.plots_verdict import strip_png
     from aim_tune.reporting.words import sentence
     from aim_tune.tracking.mirror import Mirror
     from aim_tune.tracking.place import shown
@@ -93,7 +93,7 @@ def _fill(folder: Path, study: Study, history: History, uri: str | None) -> int:
     mirror.finish(verdict.to_dict(), sentence(verdict), files, strip_png(verdict))
     missing = mirror.close(timeout_s=PATIENCE_S)
     if missing:
-        print(missing, file=sys.stderr)
+        options.complain(missing)
         return EXIT_BAD_INPUT
     print(f"MLflow at {shown(mirror.uri)} holds every training of the ledger.")
     for name, address in mirror.views.items():

@@ -102,6 +102,21 @@ def filled(path: Path, count: int = 6) -> list[dict]:
         return [ledger.append(asked(f"explore/{i}")) for i in range(count)]
 
 
+def test_without_curves_all_but_the_validation_passes_is_read(path):
+    with Ledger(path) as ledger:
+        for record in (
+            {"event": "declared", "study": {"name": "x"}, "study_hash": "ab"},
+            asked("block/2/twin/1"), started("block/2/twin/1", "aim"),
+            epoch("block/2/twin/1", "aim", 10), epoch("block/2/twin/1", "aim", 20),
+        ):  # fmt: skip
+            ledger.append(record)
+    whole, quick = read_history(path), read_history(path, curves=False)
+    twin = "block/2/twin/1", "aim"
+    assert (len(whole.trainings[twin].curve), quick.trainings[twin].curve) == (2, [])
+    whole.trainings[twin].curve = []
+    assert quick == whole  # the time of the last record and the number of records, too
+
+
 def test_a_replay_gives_the_history_the_writer_had(path):
     with Ledger(path) as ledger:
         records = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,10 +87,21 @@ def test_a_folder_without_a_ledger_says_what_to_run(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_studies_names_some(tmp_path, capsys):
+    for name in ("one", "two"):
+        write_results(tmp_path / name)
+    assert report.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"holds studies and is none itself; name one, such as {tmp_path / 'one'}" in error
+
+
 def test_an_empty_ledger_is_bad_input(tmp_path, capsys):
     (tmp_path / "ledger.jsonl").write_text("")
     assert report.main([str(tmp_path)]) == 2
     assert "the search has not begun yet" in capsys.readouterr().err
+    with Ledger(tmp_path / "ledger.jsonl"):  # a search whose engine is starting
+        assert report.main([str(tmp_path)]) == 2
+    assert f"is empty: the search is starting (pid {os.getpid()} on host" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

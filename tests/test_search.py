@@ -119,8 +119,10 @@ def test_a_study_ends_with_a_verdict_and_its_files(
     assert verdict.keys() >= KEYS
     assert verdict["blocks"] == 2
     assert verdict["interim"] is False
-    words = {"sentence", "notes"}
+    words = {"sentence", "notes", "slot_use"}
     assert words <= verdict.keys()
+    assert verdict["slot_use"]["slots"] == 1
+    assert 0.5 < verdict["slot_use"]["share"] <= 1
     assert history_of(folder).verdict == {k: v for k, v in verdict.items() if k not in words}
     assert len(history_of(folder).looks) == 2
     shown = capsys.readouterr().out
@@ -392,8 +394,11 @@ def test_the_status_of_a_study_is_read_without_touching_it(
         assert (status["blocks_done"], status["blocks"]) == (0, 2)
         assert status["seconds_left"] > 0
         assert set(status["best"]) == {"baseline", "aim", "frozen"}
+        assert (status["slot_use"]["slots"], status["slot_warning"]) == (1, "")
         assert search.main(["--status", str(finished)]) == 0
-        assert "10 of 24 trainings, 0 of 2 blocks, about" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "10 of 24 trainings, 0 of 2 blocks, about" in shown
+        assert " of 1 slot training on average (" in shown
     assert search.main(["--status", str(finished)]) == 0
     assert "tiny: stopped, last event" in capsys.readouterr().out  # nobody is at work any more
     assert ledger.read_bytes() == before

@@ -32,6 +32,8 @@ class History:
     interrupted: bool = False
     """Whether the last run was stopped by the user and has not been resumed."""
     verdict: dict[str, Any] | None = None
+    runs: list[tuple[float, int]] = field(default_factory=list)
+    """(begin, slots) of every run that trained."""
     events: int = 0
     last_time: float | None = None
     """When the last record was written, seconds since 1970."""
@@ -43,11 +45,11 @@ class History:
     def apply(self, record: Mapping[str, Any]) -> None:
         """Take one more record into account. Unknown events (of a later version) are only counted."""
         self.events += 1
-        self.last_time = record.get("time", self.last_time)
         handler: Callable[[Mapping[str, Any]], None] | None
         handler = getattr(self, f"_on_{record['event']}", None)
         if handler is not None:
             handler(record)
+        self.last_time = record.get("time", self.last_time)
 
     def rows(self, stage: str | None = None, arm: str | None = None) -> list[Training]:
         """The tidy table, optionally of one stage or arm, in the order asked."""
@@ -71,11 +73,16 @@ class History:
     def _on_resumed(self, record: Mapping[str, Any]) -> None:
         self.interrupted = False
         for training in self._running():  # nobody trains them now
+            _end_spell(training, self.last_time)
             training.status = "asked"
+
+    def _on_opened(self, record: Mapping[str, Any]) -> None:
+        self.runs.append((record.get("time") or 0.0, record["slots"]))
 
     def _on_interrupted(self, record: Mapping[str, Any]) -> None:
         self.interrupted = True
         for training in self._running():
+            _end_spell(training, record.get("time"))
             training.status = "asked"
             training.spared += 1
 
@@ -129,6 +136,7 @@ class History:
         if training.done:  # an orphan of an earlier attempt
             return
         training.attempts = max(training.attempts, record["attempt"])
+        _end_spell(training, record.get("time"))
         training.result = TrainingResult.from_dict(record["result"])
         training.status = training.result.status
         training.finished = record.get("time")
@@ -139,6 +147,7 @@ class History:
         for arm in record["arms"]:
             training = self._training({**record, "arm": arm})
             if not training.done:
+                _end_spell(training, record.get("time"))
                 training.status = "asked"
 
     def _on_test_look(self, record: Mapping[str, Any]) -> None:
@@ -176,3 +185,9 @@ class History:
                 mine = self.trainings[repeat, arm]
                 mine.result, mine.status, mine.curve = known.result, known.status, known.curve
                 mine.devices = known.devices
+
+
+def _end_spell(training: Training, time: float | None) -> None:
+    """Note how long the attempt that runs, if one does, took a slot."""
+    if training.status == "running" and training.begun is not None and time is not None:
+        training.spells.append((training.begun, time))

@@ -4,6 +4,7 @@
     declared           study (dict), study_hash, code_hash, code (file -> hash), data_digest, versions, node,
                        earlier (only after a warm start: all that came over, see protocol.earlier)
     resumed            node, pid            (the same command again)
+    opened             slots                (a run begins that trains so many at a time)
     extended           blocks               (protocol.blocks grew)
     asked              position, request (dict), content_hash, reused_from (position or null)
     training_started   position, arm, attempt, node, device, pid, code (hash of the worker's own)
@@ -29,7 +30,7 @@ from typing import Any
 from aim_tune.spec.request import Point
 
 EVENTS = (
-    "declared", "resumed", "extended", "asked", "training_started", "epoch", "training_done",
+    "declared", "resumed", "opened", "extended", "asked", "training_started", "epoch", "training_done",
     "job_lost", "test_look", "request_done", "gate", "interrupted", "verdict",
 )  # fmt: skip
 """Every event there is; see the table above."""
@@ -60,9 +61,13 @@ class Measure:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Measure:
         """From an `epoch` record; null stands for a number that was NaN or inf."""
-        known = {f.name: value[f.name] for f in fields(cls)}
+        known = {name: value[name] for name in _MEASURED}
         finite: dict[str, Any] = {k: math.nan if v is None else v for k, v in known.items()}
         return cls(**finite)
+
+
+_MEASURED = tuple(f.name for f in fields(Measure))
+"""Asked once: a ledger holds a hundred thousand of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +119,10 @@ class TrainingResult:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> TrainingResult:
         """Inverse of `to_dict`; fields that a later version added are left out."""
-        return cls(**{f.name: value[f.name] for f in fields(cls) if f.name in value})
+        return cls(**{name: value[name] for name in _TOLD if name in value})
+
+
+_TOLD = tuple(f.name for f in fields(TrainingResult))
 
 
 @dataclass(kw_only=True)
@@ -147,6 +155,8 @@ class Training:
     started: float | None = None
     begun: float | None = None
     """When the latest attempt began; `started` is the first."""
+    spells: list[tuple[float, float]] = field(default_factory=list)
+    """(begin, end) of each attempt that has ended, lost ones included."""
     node: str = ""
     """Where it runs or ran last."""
     devices: tuple[str, ...] = ()

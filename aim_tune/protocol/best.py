@@ -17,24 +17,14 @@ from typing import Any
 from aim_tune.errors import UserError, unknown
 from aim_tune.ledger import History, Training
 from aim_tune.spec.study import BASELINE, Study
-from aim_tune.stats.amounts import requests_to_run
+from aim_tune.stats.amounts import MOST_FAILED, failures, requests_to_run, study_status
 from aim_tune.stats.explored import pareto_set
 
 FORMAT = "aim_tune.best_config/1"
-MOST_FAILED = 0.2
-"""A study in which a larger share of trainings failed or ran out of memory counts as failed."""
 WITHIN_POINTS = 1.0
 """Validation accuracy that may be given up for another objective."""
 EXPECTED = ("test_accuracy", "test_accuracy_sd", "val_accuracy", "reruns")
 ONE_TRAINING = "not measured: of the trade-offs in explore, where each point was trained once"
-
-
-def study_status(study: Study, history: History) -> str:
-    """complete, unfinished, or failed (too many failed trainings)."""
-    failed, done = _failures(history)
-    if failed > MOST_FAILED * done:
-        return "failed"
-    return "complete" if len(history.done) >= requests_to_run(study, history) else "unfinished"
 
 
 def best_config(
@@ -119,12 +109,6 @@ def _traded(
     }
 
 
-def _failures(history: History) -> tuple[int, int]:
-    """Trainings that failed, and all that ended."""
-    ended = [t for t in history.rows() if t.done and t.reused_from is None]
-    return sum(t.failed for t in ended), len(ended)
-
-
 def _refusal(study: Study, history: History, status: str) -> str:
     if status == "unfinished":
         done, planned = len(history.done), requests_to_run(study, history)
@@ -132,7 +116,7 @@ def _refusal(study: Study, history: History, status: str) -> str:
             f"the study is unfinished: {done} of {planned} requests are done. Run the same search "
             "command again to finish it, or export what there is with --allow-unfinished."
         )
-    failed, ended = _failures(history)
+    failed, ended = failures(history)
     return (
         f"the study has failed: {failed} of {ended} trainings failed or ran out of memory (at most "
         f"{MOST_FAILED:.0%} may). See the reasons in the report, or export all the same "

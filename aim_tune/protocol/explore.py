@@ -113,15 +113,16 @@ class ExploreStage(Stage):
         return same_point(values, self.study.explore_arms)
 
     def _value(self, number: int) -> Value:
-        return self._worth(self.told[number])
+        return self._worth(self.told[number], self._timed_on(number))
 
-    def _worth(self, trial: Mapping[str, Told]) -> Value:
-        """What TPE learns of a trial: the mean of the arms that have the add-on."""
+    def _worth(self, trial: Mapping[str, Told], timed_on: str = "") -> Value:
+        """What TPE learns of a trial: the mean of the arms that have the add-on; step times only of the
+        device `timed_on`."""
         told = _deciding(self.study, trial)
         if any(one.pruned for one in told) and all(one.passes for one in told):
             shortest = min(len(one.passes) for one in told)
             return Stopped(fmean(one.passes[shortest - 1] for one in told), shortest)
-        if not _timed_together(told) or told[0].device != self._timed_on(number):
+        if not _timed_together(told) or told[0].device != timed_on:
             told = [replace(one, step_ms=None) for one in told]
         return [_objective(told, name) for name in self.study.protocol.explore.objectives]
 

@@ -18,18 +18,20 @@ from aim_tune.reporting.pictures import not_drawn, pictures
 from aim_tune.reporting.plots import (
     ARM_COLORS,
     ARM_MARKERS,
-    Importances,
     Picture,
     arm_look,
     with_label,
 )
 from aim_tune.reporting.plots_explore import explore_rows, offer_head, offer_rows
+from aim_tune.reporting.plots_tuning import Importances
 from aim_tune.reporting.words import LABELS, count, notes, sentence, signed, span
+from aim_tune.reporting.words_slots import slots_line, slots_warning
 from aim_tune.spec import yaml_io
 from aim_tune.spec.study import Study
 from aim_tune.stats.amounts import blocks_to_run
 from aim_tune.stats.devices import DeviceTimes
 from aim_tune.stats.evidence import whole_blocks
+from aim_tune.stats.slots import slot_use
 from aim_tune.stats.verdict import ArmSummary, Comparison, Verdict
 
 CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -323,6 +325,7 @@ def _provenance(study: Study, history: History, verdict: Verdict) -> str:
         ("code", declared.get("code_hash")),
         ("test examples", verdict.test_examples),
         ("devices", ", ".join(devices)),
+        ("slots", _slots(study, history)),
         ("versions", versions),
         ("declared", _utc(declared.get("time"))),
         ("last training ended", _utc(max(ends, default=None))),
@@ -333,6 +336,12 @@ def _provenance(study: Study, history: History, verdict: Verdict) -> str:
         if v not in (None, "")
     )
     return f'<dl class="facts">{"".join(rows)}</dl>'
+
+
+def _slots(study: Study, history: History) -> str:
+    """How many trained, and where it was few, why."""
+    use = slot_use(study, history)
+    return "" if use is None else slots_warning(study, use) or slots_line(use)
 
 
 def _plan_text(study: Study, history: History) -> str:

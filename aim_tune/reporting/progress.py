@@ -1,13 +1,15 @@
 """How far a study is: a live bar on a terminal, plain lines elsewhere. Fed with ledger records.
 
 Time left is the pace of this run times what is planned. Best scores are on validation images: they
-choose points and prove nothing. Test scores are not shown while a study runs.
+choose points and prove nothing. Test scores are not shown while a study runs. `waiting` is for the steps
+before and after the trainings.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -19,10 +21,26 @@ from rich.table import Table
 from rich.text import Text
 
 from aim_tune.ledger import History
+from aim_tune.reporting.words_slots import slots_line, slots_warning
 from aim_tune.spec.study import Study
+from aim_tune.stats.slots import slot_use
 
 LINE_EVERY_S = 10.0
 """Shortest time between two plain lines."""
+WEIGH_EVERY_S = 30.0
+"""Shortest time between two looks at how well the slots are used: each reads the whole history."""
+BAR = 40
+"""Columns of the bar, where there is room."""
+
+
+@contextmanager
+def waiting(console: Console, what: str) -> Iterator[None]:
+    """On a terminal, says what goes on until the block ends."""
+    if not console.is_terminal or console.quiet:
+        yield
+        return
+    with console.status(Text(f"{what}...", style="dim")):
+        yield
 
 
 @dataclass(kw_only=True)
@@ -36,6 +54,8 @@ class Tally:
     """Whether the arms that wait for a "better" are trained."""
     finished: set[tuple[str, str]] = field(default_factory=set)
     """(position, arm) with a result."""
+    running: set[tuple[str, str]] = field(default_factory=set)
+    """(position, arm) in training now."""
     here: int = 0
     """Trainings finished in this run, reused ones not counted."""
     stage: str = "starting"
@@ -79,6 +99,7 @@ class Tally:
                 if record.get("reused_from"):
                     self._reuse(record)
             case "training_started":
+                self.running.add((record["position"], record["arm"]))
                 self.stage = self.stage_of(record["position"])
             case "training_done":
                 if (record["position"], record["arm"]) not in self.finished:
@@ -88,6 +109,7 @@ class Tally:
                         record["position"], record["arm"], result["status"], result["val_accuracy"]
                     )
             case "job_lost":
+                self.running -= {(record["position"], arm) for arm in record["arms"]}
                 self.bad["lost"] = self.bad.get("lost", 0) + 1
 
     def _reuse(self, record: Mapping[str, Any]) -> None:
@@ -96,6 +118,7 @@ class Tally:
 
     def _finish(self, position: str, arm: str, status: str, score: float | None) -> None:
         self.finished.add((position, arm))
+        self.running.discard((position, arm))
         if status != "ok":
             self.bad[status] = self.bad.get(status, 0) + 1
         if score is not None:
@@ -108,23 +131,24 @@ class Tally:
             return {"match": "measuring step times"}.get(parts[0], parts[0])
         return f"block {int(parts[1]) + 1} of {self.blocks}, {parts[2]}"
 
-    def words(self) -> list[str]:
-        """Stage, best per arm, failures."""
-        best = [
-            f"{arm} {100 * self.best[arm]:.1f} %" for arm in self.study.arms if arm in self.best
-        ]
-        bad = [f"{count} {status}" for status, count in self.bad.items()]
-        return [
-            self.stage,
-            *([f"best validation: {', '.join(best)}"] if best else []),
-            *([", ".join(bad)] if bad else []),
-        ]
+    @property
+    def best_words(self) -> str:
+        """The best score of each arm; empty before the first."""
+        arms = [arm for arm in self.study.arms if arm in self.best]
+        best = ", ".join(f"{arm} {100 * self.best[arm]:.1f} %" for arm in arms)
+        return f"best validation: {best}" if best else ""
+
+    @property
+    def bad_words(self) -> str:
+        """What went wrong, counted; empty where nothing did."""
+        return ", ".join(f"{count} {status}" for status, count in self.bad.items())
 
 
 class Progress:
     """Shows the progress of a study; feed it every ledger record with `event`, end with `close`.
 
-    `history` is what earlier runs have done. `clock` gives seconds and is there for tests.
+    `history` is what earlier runs have done; where it is the ledger's own, which grows, the use of the slots
+    is watched too. `clock` gives seconds and is there for tests.
     """
 
     def __init__(
@@ -137,6 +161,8 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console, self._slots, self._clock = console, max(1, slots), clock
+        self._study, self._history = study, history
+        self._used, self._warned, self._weighed = "", False, clock()
         self._tally = Tally(study=study)
         if history is not None:
             self._tally.known(history)
@@ -155,6 +181,7 @@ class Progress:
             self._began = self._clock()
         self._tally.add(record)
         self._complain(record)
+        self._weigh()
         due = self._clock() - self._last_line >= LINE_EVERY_S
         if self._live is None and due and record["event"] == "training_done":
             self._last_line = self._clock()
@@ -165,6 +192,7 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        self._weigh(at_last=True)
         self._say(self._line())
 
     def __enter__(self) -> Progress:
@@ -197,22 +225,50 @@ class Progress:
             why = f": {result['detail']}" if result.get("detail") else ""
             self._say(f"{record['position']} {record['arm']} {result['status']}{why}")
 
+    def _weigh(self, *, at_last: bool = False) -> None:
+        """Look at the use of the slots now and then; say once, and at last, that it is low."""
+        if self._history is None or (self._clock() - self._weighed < WEIGH_EVERY_S and not at_last):
+            return
+        self._weighed = self._clock()
+        use = slot_use(self._study, self._history, now=None if at_last else self._history.last_time)
+        if use is None:
+            return
+        self._used = slots_line(use)
+        warning = slots_warning(self._study, use)
+        if warning and (at_last or not self._warned):
+            self._warned = True
+            self._say(warning)
+
     def _say(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
+        """A terminal's lines break between words; a file's do not break."""
+        self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
 
     def _counts(self) -> str:
         return f"{len(self._tally.finished)}/{self._tally.planned} trainings"
 
     def _line(self) -> str:
-        parts = [self._counts(), self.time_left(), *self._tally.words()]
-        return " · ".join(p for p in parts if p)
+        tally = self._tally
+        over = len(tally.finished) == tally.planned
+        done = (self._counts(), self.time_left(), "" if over else tally.stage)
+        return _joined(*done, tally.best_words, self._used, tally.bad_words)
 
     def _picture(self) -> Group:
-        """The live view: a bar with time left, and a line of words."""
-        bar = ProgressBar(total=self._tally.planned, completed=len(self._tally.finished), width=40)
+        """The live view: a bar with time left, what goes on, and the best so far."""
+        tally, counts, left = self._tally, self._counts(), self.time_left()
+        width = max(10, min(BAR, self._console.width - len(counts) - len(left) - 4))
+        bar = ProgressBar(total=tally.planned, completed=len(tally.finished), width=width)
         row = Table.grid(padding=(0, 2))
-        row.add_row(bar, Text(self._counts()), Text(self.time_left(), style="dim"))
-        return Group(row, Text(" · ".join(self._tally.words()), style="dim", no_wrap=True))
+        row.add_row(bar, Text(counts, no_wrap=True), Text(left, style="dim", no_wrap=True))
+        doing = _joined(tally.stage, self._slots_now(), tally.bad_words)
+        return Group(row, *(Text(t, style="dim") for t in (doing, tally.best_words) if t))
+
+    def _slots_now(self) -> str:
+        many = "slot" if self._slots == 1 else "slots"
+        return f"{len(self._tally.running)} of {self._slots} {many} training"
+
+
+def _joined(*parts: str) -> str:
+    return " · ".join(p for p in parts if p)
 
 
 def duration(seconds: float) -> str:

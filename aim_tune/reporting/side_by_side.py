@@ -51,7 +51,7 @@ def side_by_side_html(results: Sequence[Result], folder: Path) -> str:
         figure_card(effects) if effects else "",
         card(
             "The studies",
-            _table(results, folder),
+            f'<div class="names">{_table(results, folder)}</div>',
             f'<p class="quiet">{escape(_limits(results))}</p>',
         ),
         card("In words", _sentences(results)),

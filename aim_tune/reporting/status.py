@@ -15,7 +15,9 @@ from typing import Any
 
 from aim_tune.ledger import History, Training
 from aim_tune.reporting.progress import Tally, duration
+from aim_tune.reporting.words_slots import slots_line, slots_warning
 from aim_tune.spec.study import Study
+from aim_tune.stats.slots import SlotUse, slot_use
 
 PACE = 50
 """Trainings the pace is taken from."""
@@ -54,6 +56,10 @@ class Status:
     bad: dict[str, int]
     """Status other than ok -> count."""
     running: list[Running]
+    slot_use: SlotUse | None
+    """How much of its slots the study used so far; None: nothing has trained."""
+    slot_warning: str
+    """Where that is little: why, and what to do."""
     last_event_s: float | None
     """Age of the last record."""
     verdict: str | None
@@ -77,6 +83,7 @@ def status_of(
     tally.known(history)
     running = [t for t in history.rows() if t.status == "running"] if driver else []
     left = max(0, tally.planned - len(tally.finished))
+    use = slot_use(study, history, now=now if driver else None)
     pace = _pace(history)
     return Status(
         name=study.name,
@@ -91,6 +98,8 @@ def status_of(
         best=tally.best,
         bad=tally.bad,
         running=[_running(t, now) for t in running],
+        slot_use=use,
+        slot_warning=slots_warning(study, use) if use else "",
         last_event_s=None if history.last_time is None else max(0.0, now - history.last_time),
         verdict=(history.verdict or {}).get("verdict"),
     )
@@ -106,6 +115,8 @@ def words(status: Status) -> str:
         f"{s.name}: {s.state}{who}{age}",
         f"  {s.trainings_done} of {s.trainings} trainings, {s.blocks_done} of {s.blocks} blocks{left}",
     ]
+    if s.slot_use:
+        lines.append(f"  {s.slot_warning or slots_line(s.slot_use)}")
     if s.best:
         best = ", ".join(f"{arm} {100 * score:.1f} %" for arm, score in s.best.items())
         lines.append(f"  best validation: {best}")

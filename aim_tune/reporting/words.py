@@ -10,6 +10,7 @@ from typing import Any
 
 from aim_tune.reporting.phrases import count, ordinal, per_arm, signed, span
 from aim_tune.reporting.words_notes import notes
+from aim_tune.stats.slots import SlotUse
 from aim_tune.stats.verdict import Comparison, Verdict
 
 __all__ = [
@@ -53,9 +54,11 @@ def sentence(verdict: Verdict) -> str:
     return " ".join(parts)
 
 
-def document(verdict: Verdict) -> dict[str, Any]:
-    """What verdict.json holds: every figure, and the words. `Verdict.from_dict` reads it."""
-    return {**verdict.to_dict(), "sentence": sentence(verdict), "notes": notes(verdict)}
+def document(verdict: Verdict, use: SlotUse | None = None) -> dict[str, Any]:
+    """What verdict.json holds: every figure, the words, and the use of the slots, which is no part of the
+    verdict. `Verdict.from_dict` reads it."""
+    words = {"sentence": sentence(verdict), "notes": notes(verdict)}
+    return {**verdict.to_dict(), **words, "slot_use": use.to_dict() if use else None}
 
 
 def attribution(verdict: Verdict) -> str:

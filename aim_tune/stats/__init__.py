@@ -8,12 +8,28 @@
     devices.py   times by type of device
     looks.py     when a study may be judged, and at which level
     compare.py   arm against arm over the judged blocks
+    slots.py     how much of its slots a study used, and what the rest waited for
     result.py    what comes out: Comparison, Verdict
     verdict.py   decides; `reporting.words` puts it in words
 
-scipy for the distributions; every rule and its reason stands beside its function.
+scipy for the distributions; every rule and its reason stands beside its function. The names below are
+imported when they are asked for: scipy takes a second, and slots.py and amounts.py do without it.
 """
 
-from aim_tune.stats.verdict import Comparison, Verdict, decide
+from __future__ import annotations
 
-__all__ = ["Comparison", "Verdict", "decide"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aim_tune.stats.slots import SlotUse, slot_use
+    from aim_tune.stats.verdict import Comparison, Verdict, decide
+
+__all__ = ["Comparison", "SlotUse", "Verdict", "decide", "slot_use"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "slots" if name in ("SlotUse", "slot_use") else "verdict"
+    return getattr(import_module(f"{__name__}.{home}"), name)

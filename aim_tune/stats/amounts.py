@@ -1,5 +1,5 @@
-"""How much of a study is still to run, with blocks that were added, ended early, or run again for arms that
-waited. Pure: study and history in, numbers out."""
+"""How a study stands and how much is still to run, with blocks that were added, ended early, or run again
+for arms that waited. Pure: study and history in, numbers out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from aim_tune.spec.study import MEASURED, Study
 
 MOST_WEIGHED = 2000
 """Trainings of an arm in a stage that the importance of settings is computed from."""
+MOST_FAILED = 0.2
+"""A study in which a larger share of trainings failed or ran out of memory counts as failed."""
 
 
 def blocks_to_run(study: Study, history: History) -> int:
@@ -31,3 +33,17 @@ def _reruns(study: Study, history: History, blocks: int) -> int:
     """Re-runs of the best points, with those that an earlier end of the study has had."""
     earlier = [k for k in history.requests if k.startswith("export/")]
     return study.protocol.export_seeds + sum(k.split("/")[1] != str(blocks) for k in earlier)
+
+
+def study_status(study: Study, history: History) -> str:
+    """complete, unfinished, or failed (too many failed trainings)."""
+    failed, done = failures(history)
+    if failed > MOST_FAILED * done:
+        return "failed"
+    return "complete" if len(history.done) >= requests_to_run(study, history) else "unfinished"
+
+
+def failures(history: History) -> tuple[int, int]:
+    """Trainings that failed, and all that ended."""
+    ended = [t for t in history.rows() if t.done and t.reused_from is None]
+    return sum(t.failed for t in ended), len(ended)

@@ -22,6 +22,7 @@ from aim_tune.addons.pictures import IMAGES, memory_images
 from aim_tune.ledger import History, Training, TrainingResult
 from aim_tune.spec.study import BASELINE, Study
 from aim_tune.spec.values import short_hash
+from aim_tune.stats.slots import slot_use
 from aim_tune.tracking.notes import NOTE_LIMIT, verdict_note
 
 KEY_TAG = "aim_tune.key"
@@ -204,7 +205,7 @@ def verdict_content(
             for name, value in _verdict_figures(verdict)
             if value is not None
         )
-        + tuple(Reading(k, v, 0, now_ms) for k, v in _study_cost(history).items()),
+        + tuple(Reading(k, v, 0, now_ms) for k, v in _study_cost(study, history).items()),
         data=_data(study, history, tested=True),
     )
 
@@ -349,13 +350,18 @@ def _verdict_figures(verdict: Mapping[str, Any]) -> Iterator[tuple[str, float | 
     yield "ci95_high_points", high
 
 
-def _study_cost(history: History) -> dict[str, float]:
-    """What all trainings of the study have cost together."""
+def _study_cost(study: Study, history: History) -> dict[str, float]:
+    """What all trainings of the study have cost together, and how much of its slots it used."""
     results = [t.result for t in history.rows() if t.result and t.reused_from is None]
     hours = sum(r.seconds for r in results) / 3600
     on_gpu = sum(r.seconds for r in results if r.device.startswith("cuda")) / 3600
     figures = {"cost/trainings": float(len(results)), "cost/training_hours": hours}
-    return {**figures, "cost/gpu_hours": on_gpu} if on_gpu else figures
+    use = slot_use(study, history)
+    return {
+        **figures,
+        **({"cost/gpu_hours": on_gpu} if on_gpu else {}),
+        **({"cost/slots": float(use.slots), "cost/slot_share": use.share} if use else {}),
+    }
 
 
 def _data(study: Study, history: History, *, tested: bool) -> DataInput | None:

@@ -18,13 +18,13 @@ from aim_tune.engine.resume import check_same, declaration
 from aim_tune.errors import ResumeError
 from aim_tune.ledger import History, TrainingResult, pack_ints
 from aim_tune.protocol import Machine, Signal
-from aim_tune.protocol.best import study_status
 from aim_tune.protocol.gates import device_hours
 from aim_tune.spec.request import Job
 from aim_tune.spec.space import Fixed
 from aim_tune.spec.study import Study
 from aim_tune.spec.values import derive_seed
 from aim_tune.stats import decide
+from aim_tune.stats.amounts import study_status
 
 LABELS = np.zeros(300, dtype=int)
 Body = Callable[[Job, Study, Any], None]

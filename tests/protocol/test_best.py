@@ -7,8 +7,9 @@ import json
 import pytest
 
 from aim_tune.errors import UserError
-from aim_tune.protocol.best import best_config, study_status
+from aim_tune.protocol.best import best_config
 from aim_tune.spec.study import Study
+from aim_tune.stats.amounts import study_status
 
 
 def by_block(request):

@@ -11,9 +11,9 @@ import pytest
 from aim_tune.export import _summary as export_summary
 from aim_tune.ledger import History
 from aim_tune.protocol import DONE, Machine
-from aim_tune.protocol.best import best_config, study_status
+from aim_tune.protocol.best import best_config
 from aim_tune.spec.study import Study
-from aim_tune.stats.amounts import requests_to_run
+from aim_tune.stats.amounts import requests_to_run, study_status
 
 
 def with_reruns(study: Study, count: int = 3) -> Study:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from aim_tune.reporting.pictures import not_drawn, pictures
-from aim_tune.reporting.plots import ARM_COLORS, arm_look, strip_png, with_label
+from aim_tune.reporting.plots import ARM_COLORS, arm_look, with_label
+from aim_tune.reporting.plots_verdict import strip_png
 from aim_tune.stats import decide
 from aim_tune.stats.simulate import Outcome, World, example_study, simulated_history
 

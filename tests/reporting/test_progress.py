@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 from rich.console import Console
 
-from aim_tune.reporting.progress import Progress, Tally, duration
+from aim_tune.ledger import History
+from aim_tune.reporting.progress import Progress, Tally, duration, waiting
 from aim_tune.stats.simulate import (
     Outcome,
     World,
@@ -50,7 +52,7 @@ def test_plain_lines_count_trainings_and_come_every_ten_seconds():
         "1/12 trainings · about 22 s left · block 1 of 2, twin · best validation:"
     )
     assert lines[1].startswith("6/12 trainings · about 12 s left · block 1 of 2, confirm")
-    assert lines[-1].startswith("12/12 trainings · block 2 of 2, confirm")
+    assert lines[-1].startswith("12/12 trainings · best validation:")
     assert len(lines) == 4
     assert left == ""
 
@@ -114,6 +116,68 @@ def test_a_result_told_twice_counts_once_and_added_blocks_raise_the_plan():
     assert (len(tally.finished), tally.here, tally.planned) == (1, 1, 12)
     tally.add({"event": "extended", "blocks": 3})
     assert tally.planned == 18
+
+
+def picture(progress, width):
+    """The live view as it stands now."""
+    console = Console(file=io.StringIO(), width=width)
+    console.print(progress._picture())
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_live_view_fits_the_terminal_in_every_stage(width):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    clock = Clock()
+    seen = set()
+    with Progress(STUDY, console=console, clock=clock, slots=2) as progress:
+        for record in events():
+            clock.now += 500.0
+            progress.event(record)
+            lines = picture(progress, width)
+            assert len(lines) <= 3
+            assert all(len(line) <= width for line in lines)
+            assert "/12 trainings" in lines[0]
+            seen.add(lines[1].strip())
+    assert "starting · 0 of 2 slots training" in seen
+    assert "block 1 of 2, twin · 1 of 2 slots training" in seen
+    assert "block 2 of 2, confirm · 0 of 2 slots training" in seen
+
+
+def test_what_is_said_above_the_bar_breaks_between_words():
+    out = io.StringIO()
+    console = Console(file=out, width=40, force_terminal=True, color_system=None)
+    lost = {"event": "job_lost", "position": "explore/0", "arms": ["aim"],
+            "reason": "the worker was killed from outside, for want of memory"}  # fmt: skip
+    with Progress(STUDY, console=console) as progress:
+        progress.event(lost)
+    text = " ".join(out.getvalue().split())
+    assert "lost explore/0 (aim): the worker was killed from outside, for want of memory" in text
+
+
+def test_idle_slots_are_said_once_while_it_runs_and_at_its_end():
+    out, clock, history = io.StringIO(), Clock(), History()
+    history.apply({"event": "opened", "slots": 3, "time": 0.0})
+    study = example_study(blocks=6, twins=2, confirm=1, arms=("baseline", "aim"))
+    console = Console(file=out, width=160)
+    with Progress(study, console=console, clock=clock, slots=3, history=history) as progress:
+        for record in simulated_events(study, World(effects={}).play):
+            clock.now += 5.0
+            history.apply(record)
+            progress.event(record)
+    lines = out.getvalue().splitlines()
+    assert sum("slots training on average" in line and "Only" in line for line in lines) == 2
+    assert " of 3 slots training on average (" in lines[-1]
+
+
+def test_waiting_is_said_on_a_terminal_only():
+    terminal = Console(file=io.StringIO(), width=80, force_terminal=True)
+    file = Console(file=io.StringIO(), width=80)
+    for console in (terminal, file):
+        with waiting(console, "Starting the engine"):
+            pass
+    assert "Starting the engine..." in terminal.file.getvalue()
+    assert file.file.getvalue() == ""
 
 
 def test_on_a_terminal_a_bar_is_drawn_and_one_line_stays():

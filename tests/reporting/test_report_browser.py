@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html import escape, unescape
 
 import numpy as np
 import pytest
 
 from aim_tune.reporting.html import report_html
+from aim_tune.reporting.side_by_side import Result, side_by_side_html
+from aim_tune.spec.study import Component
 from aim_tune.stats import decide
 from aim_tune.stats.simulate import World, example_study, simulated_history
 
@@ -35,6 +38,25 @@ document.getElementById("out").textContent = JSON.stringify(found);
 """
 
 
+CUT = """
+const page = frame.contentDocument;
+const cut = [...page.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth).length;
+const found = {width: page.documentElement.scrollWidth, cut};
+document.getElementById("out").textContent = JSON.stringify(found);
+"""
+
+
+def measured(page: str, script: str, width: int, browser, folder) -> dict:
+    """What a script finds on the page in a frame of this width."""
+    (folder / "page.html").write_text(
+        f'<!doctype html><meta charset="utf-8"><iframe id="frame" style="width:{width}px;height:900px;'
+        f'border:0" srcdoc="{escape(page, quote=True)}"></iframe><pre id="out"></pre><script>'
+        f'const frame = document.getElementById("frame"); frame.onload = () => {{{script}}};</script>'
+    )
+    dom = browser.dom((folder / "page.html").as_uri(), 3000)
+    return json.loads(unescape(re.findall(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)[-1]))
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
     study = example_study(blocks=6, twins=4, confirm=1, explore=8)
@@ -49,14 +71,28 @@ def page() -> str:
 
 @pytest.mark.parametrize("width", [375, 1280])
 def test_nothing_sticks_out_and_every_text_of_a_picture_can_be_read(page, width, browser, tmp_path):
-    script = MEASURE.replace("LEAST", str(LEAST_PX))
-    (tmp_path / "page.html").write_text(
-        f'<!doctype html><meta charset="utf-8"><iframe id="frame" style="width:{width}px;height:900px;'
-        f'border:0" srcdoc="{escape(page, quote=True)}"></iframe><pre id="out"></pre><script>'
-        f'const frame = document.getElementById("frame"); frame.onload = () => {{{script}}};</script>'
-    )
-    dom = browser.dom((tmp_path / "page.html").as_uri(), 3000)
-    found = json.loads(unescape(re.findall(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)[-1]))
+    found = measured(page, MEASURE.replace("LEAST", str(LEAST_PX)), width, browser, tmp_path)
     assert found["width"] <= width
     assert found["small"] == []
     assert found["covered"] == []
+
+
+@pytest.mark.parametrize(("width", "cut"), [(375, 1), (1240, 0), (1600, 0)])
+def test_the_table_of_several_studies_with_long_names_is_whole_on_a_laptop(
+    width, cut, browser, tmp_path
+):
+    results = []
+    for name in ("resnet50_on_small_dogs_with_published_memory", "shufflenet_v2_after_better"):
+        study = replace(
+            example_study(blocks=3, twins=2),
+            name=name,
+            backbone=Component(name="torchvision_shufflenet_v2_x1_0"),
+            data=Component(name="image_folder"),
+        )
+        history = simulated_history(study, World(effects={"aim": 3.0}).play)
+        verdict = decide(study, history)
+        report = tmp_path / name / "report.html"
+        results.append(Result(study=study, history=history, verdict=verdict, report=report))
+    found = measured(side_by_side_html(results, tmp_path), CUT, width, browser, tmp_path)
+    assert found["width"] <= width
+    assert found["cut"] == cut  # on a phone it scrolls, with the names in place

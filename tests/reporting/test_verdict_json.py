@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from aim_tune.ledger import History
 from aim_tune.reporting.words import document, sentence
-from aim_tune.stats import decide
+from aim_tune.stats import decide, slot_use
 from aim_tune.stats.result import Verdict
-from aim_tune.stats.simulate import World, example_study, simulated_history
+from aim_tune.stats.simulate import World, example_study, simulated_events, simulated_history
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reading_a_verdict.md"
 
@@ -24,7 +25,7 @@ KEYS = {
     "explore_budget", "twins", "sampler", "search_fraction", "rope_points", "alpha", "looks", "look",
     "out_of_budget", "design_for", "explored", "declared_confounds", "blocks_to_decide", "reach_points",
     "reach_limit", "gap", "twin_correlation", "block_correlation", "edges", "test_examples",
-    "study_number", "study", "study_hash",
+    "study_number", "study", "study_hash", "slot_use",
 }  # fmt: skip
 COMPARISON = {
     "arm", "reference", "effect_points", "ci95_points", "ci90_points", "ci95_block_points", "p_value",
@@ -37,6 +38,9 @@ BUDGET = {
 }  # fmt: skip
 GAP = {"trials", "points", "closing"}
 DEVICE = {"trainings", "step_ms", "step_ratio"}
+USE = {
+    "slots", "trainings", "seconds", "training_s", "share", "explore", "looks", "end", "between",
+}  # fmt: skip
 EDGE = {"arm", "setting", "end", "limit", "median", "drift", "blocks", "narrowed"}
 EXPLORED = {
     "trials", "arms", "design", "ranges", "narrowed", "not_narrowed", "objectives", "pareto",
@@ -54,7 +58,13 @@ def verdict() -> Verdict:
 
 @pytest.fixture(scope="module")
 def written(verdict: Verdict) -> dict:
-    return json.loads(json.dumps(document(verdict), allow_nan=False))
+    study = example_study(explore=4)
+    history = History()
+    history.apply({"event": "opened", "slots": 2, "time": 0.0})
+    for record in simulated_events(study, World(effects={}).play):
+        history.apply(record)
+    shown = document(verdict, slot_use(study, history))
+    return json.loads(json.dumps(shown, allow_nan=False))
 
 
 def test_every_key_is_there_and_none_else(written):
@@ -65,6 +75,7 @@ def test_every_key_is_there_and_none_else(written):
     assert [set(b) for b in written["explore_budget"].values()] == [BUDGET] * 3
     assert [set(d) for d in written["devices"].values()] == [DEVICE]
     assert set(written["gap"]) == GAP
+    assert set(written["slot_use"]) == USE
     assert [set(e) for e in written["edges"]] == [EDGE] * len(written["edges"])
     assert written["edges"], "this world has a range that is too small"
     assert set(written["explored"]) == EXPLORED
@@ -96,4 +107,4 @@ def test_the_page_explains_every_key():
     """In the tables and the last paragraph of its section on verdict.json."""
     section = PAGE.read_text().split("## verdict.json")[1]
     explained = set(re.findall(r"`([a-z0-9_]+)`", section))
-    assert explained >= KEYS | COMPARISON | ARM | BUDGET | GAP | EDGE | EXPLORED | DEVICE
+    assert explained >= KEYS | COMPARISON | ARM | BUDGET | GAP | EDGE | EXPLORED | DEVICE | USE

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from aim_tune.ledger import History
+from aim_tune.stats import slot_use
 from aim_tune.stats.simulate import World, example_study, simulated_history
 from aim_tune.stats.verdict import decide
 from aim_tune.tracking.content import training_content, verdict_content
@@ -167,6 +168,16 @@ def test_the_study_s_cost_stands_on_the_verdict_run(study, history):
     training.result = replace(training.result, device="cuda: NVIDIA H200", seconds=3600.0)
     found = metrics(verdict_content(study, history, {"verdict": "no_evidence"}, "Nothing seen."))
     assert found["cost/gpu_hours"] == 1.0
+
+
+def test_the_use_of_the_slots_stands_on_the_verdict_run(study, history):
+    empty = metrics(verdict_content(study, history, {"verdict": "no_evidence"}, "Nothing seen."))
+    assert "cost/slots" not in empty  # a ledger of a version that kept no slots
+    history.runs.append((0.0, 2))
+    found = metrics(verdict_content(study, history, {"verdict": "no_evidence"}, "Nothing seen."))
+    assert found["cost/slots"] == 2
+    assert found["cost/slot_share"] == slot_use(study, history).share
+    assert 0 < found["cost/slot_share"] < 0.5  # one at a time, on two slots
 
 
 def test_what_a_training_took_has_the_names_of_mlflow_s_system_metrics(study, history):
