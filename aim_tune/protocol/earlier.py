@@ -130,7 +130,7 @@ def _trial(history: History, position: str) -> EarlierTrial | None:
     rows = history.of(position)
     if rows[0].reused_from is not None:
         return None
-    told = {row.arm: replace(Told.of(row), step_ms=None) for row in rows}
+    told = {row.arm: replace(Told.of(row), step_ms=None, device="") for row in rows}
     if not any(one.pruned for one in told.values()):
         told = {arm: replace(one, passes=()) for arm, one in told.items()}
     point = next((row.point for row in rows if row.point.addon), rows[0].point)

@@ -122,13 +122,18 @@ def _row(r: Result, folder: Path) -> list[str]:
     link = Path(os.path.relpath(r.report.resolve(), folder.resolve())).as_posix()
     interim = " (interim)" if v.interim else ""
     return [
-        f'<a href="{escape(link)}">{escape(r.study.name)}</a>',
-        escape(r.study.backbone.name), escape(r.study.data.name), LABELS[v.verdict] + interim,
+        f'<a href="{escape(link)}">{_name(r.study.name)}</a>',
+        _name(r.study.backbone.name), _name(r.study.data.name), LABELS[v.verdict] + interim,
         "—" if v.effect_points is None else signed(v.effect_points),
         "—" if v.ci95_points is None else escape(span(v.ci95_points)),
         "—" if v.mde_points is None else f"{v.mde_points:.2f}",
         f"{v.blocks}", *(_level(s.mean_points if s else None) for s in (base, arm)), _times(v),
     ]  # fmt: skip
+
+
+def _name(text: str) -> str:
+    """A name that may break after its underscores."""
+    return escape(text).replace("_", "_<wbr>")
 
 
 def _times(verdict: Verdict) -> str:
