@@ -18,7 +18,7 @@ def killed(tmp_path: Path, *flags: str) -> tuple[str, dict[str, Any]]:
     file = tmp_path / "kills.json"
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--json", str(file), *flags],
-        capture_output=True, text=True, timeout=900,
+        capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, json.loads(file.read_text())
@@ -29,8 +29,8 @@ def killed(tmp_path: Path, *flags: str) -> tuple[str, dict[str, Any]]:
 def test_an_mlflow_server_that_is_killed_in_mid_search_has_every_run_once_in_the_end(
     tmp_path: Path,
 ) -> None:
-    said, found = killed(tmp_path, "--kills", "3", "--what", "server")
-    assert [kill["what"] for kill in found["kills"]] == ["server"] * 3
+    said, found = killed(tmp_path, "--kills", "2", "--what", "server")
+    assert [kill["what"] for kill in found["kills"]] == ["server"] * 2
     assert any(kill["then"] == "answers again" for kill in found["kills"])
     assert "MLflow says what the ledger says" in said
 
