@@ -3,7 +3,7 @@
     python benchmarks/dying_driver.py MOMENT COUNT STUDY.yaml [options of a search]
 
     append   half of the COUNT-th record is written
-    mirror   the COUNT-th run was made in MLflow, and holds nothing yet
+    mirror   the COUNT-th new run is being written to MLflow; the process that writes it dies as well
     resume   COUNT requests are taken up again, no training runs yet
     verdict  every training is done, the verdict is not written
 
@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,10 +25,11 @@ from typing import Any, NoReturn
 from aim_tune import search
 from aim_tune.engine.conductor import ATTEMPTS, Conductor
 from aim_tune.ledger import History, Ledger
-from aim_tune.tracking.content import RunContent
-from aim_tune.tracking.store import Store
+from aim_tune.tracking import apart
 
 MOMENTS = ("append", "mirror", "resume", "verdict")
+WRITING_S = 0.02
+"""How long MLflow is given for a run that it will not finish; a whole one takes about 0.05 s."""
 
 
 class Trap:
@@ -60,7 +62,7 @@ def die(doing: str) -> NoReturn:
 def arm(trap: Trap) -> None:
     """Put the trap into the ledger, the conductor and the store."""
     append, write = Ledger.append, Ledger._write
-    take, create = Conductor._take, Store._create
+    take, ask = Conductor._take, apart.Apart._ask
     current = [""]
 
     def noted(ledger: Ledger, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,14 +85,17 @@ def arm(trap: Trap) -> None:
             die(f"while it took up {request.position} again")
         take(conductor, request)
 
-    def created(store: Store, content: RunContent) -> Any:
-        seen = create(store, content)
-        if trap.sprung("mirror"):
-            die(f"in MLflow's run '{content.name}', still empty")
-        return seen
+    def asked(store: apart.Apart, name: str, *args: Any) -> Any:
+        is_new = name == "write" and args[1] is None
+        if is_new and trap.sprung("mirror") and store._child is not None:
+            apart._put(store._child.stdin, (name, *args))
+            time.sleep(WRITING_S)
+            store._child.kill()
+            die(f"while MLflow wrote the run '{args[0].name}'")
+        return ask(store, name, *args)
 
     Ledger.append, Ledger._write = noted, half  # type: ignore[method-assign]
-    Conductor._take, Store._create = taken, created  # type: ignore[method-assign]
+    Conductor._take, apart.Apart._ask = taken, asked  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
