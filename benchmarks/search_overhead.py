@@ -7,9 +7,10 @@ Twin requests (baseline and aim, ResNet-8 on digits) of about 2 s and 10 s, two 
     tune     plain Ray Tune with its defaults, OptunaSearch and MLflowLoggerCallback (sqlite)
     optuna   plain Optuna, n_jobs=2 (threads of one process)
 
-`share`: time in trainings / (slots x time), from the end of the warm-up (four requests) until the last
-request begins. `of_limit`: requests per second against bare loops, from the share and from how long a
-request takes while the machinery runs beside it. `start_s`: from the command to the first training.
+`share`: time in trainings / (slots x time), from the end of the warm-up (four requests) until a queue is
+empty (bare loops have one each). `of_limit`: requests per second against bare loops, from the share and
+from how long a request takes while the machinery runs beside it. `start_s`: from the command to the first
+training.
 Requests are the same in all four: same steps, same points, same streams.
 
     python benchmarks/search_overhead.py              about 8 minutes on two idle cores
@@ -67,13 +68,15 @@ def requests_of(study: Any, count: int) -> list[Any]:
     return [machine.ask() for _ in range(count)]
 
 
-def train(study: Any, request: Any, report: Callable[[dict[str, Any]], None], probe: Path) -> float:
+def train(
+    study: Any, request: Any, report: Callable[[dict[str, Any]], None], probe: Path, queue: int = 0
+) -> float:
     """One request, both arms; the mean score. Leaves a line in the file `probe`."""
     from aim_tune.twin import train_arm
 
     began = time.time()
     results = [train_arm(study, request, arm, report=report).result for arm in request.arm_order()]
-    line = {"began": began, "ended": time.time(), "pid": os.getpid()}
+    line = {"began": began, "ended": time.time(), "pid": os.getpid(), "queue": queue}
     with open(probe, "a") as file:
         file.write(json.dumps(line) + "\n")
     return statistics.fmean(result.val_accuracy or 0.0 for result in results)
@@ -91,7 +94,7 @@ def bare(study: Any, count: int, folder: Path) -> None:
 
 def bare_half(study: Any, count: int, folder: Path, half: int) -> None:
     for request in requests_of(study, count)[half::SLOTS]:
-        train(study, request, lambda record: None, folder / "probe")
+        train(study, request, lambda record: None, folder / "probe", queue=half)
 
 
 def probed(job: Any, study: Any, *, probe: str, report: Any, **_: Any) -> None:
@@ -207,9 +210,10 @@ def run(way: str, steps: int, count: int) -> dict[str, float]:
 
 
 def measured(lines: list[dict[str, float]]) -> dict[str, float]:
-    """Share of slot time in trainings between warm-up and the beginning of the last request."""
+    """Share of slot time in trainings, from the warm-up until a queue is empty."""
     start = sorted(x["ended"] for x in lines)[WARM_UP - 1]
-    end = max(x["began"] for x in lines)
+    queues = {x.get("queue", 0) for x in lines}
+    end = min(max(x["began"] for x in lines if x.get("queue", 0) == queue) for queue in queues)
     assert end > start, "too few requests: nothing is left after the warm-up"
     busy = sum(max(0.0, min(x["ended"], end) - max(x["began"], start)) for x in lines)
     later = [x["ended"] - x["began"] for x in lines if x["began"] >= start]
