@@ -383,7 +383,8 @@ def why_it_died(error: object) -> str:
         used = re.search(r"[\d.]+ ?[KMGT]i?B used / [\d.]+ ?[KMGT]i?B", text)
         figure = f" ({used[0]})" if used else ""
         return f"Ray ended the worker process: its machine ran out of memory{figure}"
-    if "node" in text and any(word in text for word in ("has died", "was dead", "preempted")):
+    node = re.search(r"\bnode\b[^.]*(has died|was dead|preempted)", text)
+    if node and "worker process has died" not in text:
         return "the machine of the worker was lost"
     if isinstance(error, ray.exceptions.ActorUnavailableError):
         return "the connection to the worker was lost: its machine or its process is gone"

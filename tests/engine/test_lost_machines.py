@@ -82,6 +82,8 @@ def test_why_a_worker_died_is_said_as_far_as_ray_knows() -> None:
     cut = ActorUnavailableError("RPC error: Connection reset by peer", None)
     assert "the connection to the worker was lost" in why_it_died(cut)
     assert "killed, or out of memory" in why_it_died(RayError("end of file"))
+    killed = RayError("node_id: 4f. The actor is dead because its worker process has died.")
+    assert "killed, or out of memory" in why_it_died(killed)
 
 
 def test_a_death_that_ray_tune_does_not_know_ends_its_trial_and_not_the_study() -> None:
