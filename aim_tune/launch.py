@@ -189,12 +189,10 @@ class _Run:
     def run(self) -> Outcome:
         """From the locked folder to the verdict."""
         from aim_tune.ledger import Ledger
-        from aim_tune.stats.amounts import study_status
+        from aim_tune.stats.amounts import is_whole
 
         with Ledger(self.folder / "ledger.jsonl") as ledger:
-            done = (
-                ledger.history.declared and study_status(self.study, ledger.history) != "unfinished"
-            )
+            done = ledger.history.declared and is_whole(self.study, ledger.history)
             with self._tracking() as mirror:
                 if done and not self._grown(ledger.history):
                     if mirror:

@@ -149,11 +149,9 @@ def _status(folder: Path, *, as_json: bool) -> int:
     from aim_tune.ledger import holder
     from aim_tune.report import read_results
     from aim_tune.reporting.status import status_of, words
-    from aim_tune.stats.amounts import study_status
 
     study, history = read_results(folder, curves=False)
-    finished = study_status(study, history) != "unfinished"
-    status = status_of(study, history, holder(folder / "ledger.jsonl"), finished=finished)
+    status = status_of(study, history, holder(folder / "ledger.jsonl"))
     print(json.dumps(status.to_dict(), indent=2) if as_json else words(status))
     return EXIT_DONE
 

@@ -406,6 +406,41 @@ def test_the_status_of_a_study_is_read_without_touching_it(
     assert "no ledger at" in capsys.readouterr().err
 
 
+def _with_failures(folder: Path, *, requests: int | None) -> None:
+    """Every training of the ledger has failed; it is cut after so many requests."""
+    kept, ends = [], 0
+    for line in (folder / "ledger.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        del record["crc"]
+        if record["event"] == "training_done":
+            record["result"] |= {"status": "failed", "detail": "no", "val_accuracy": None}
+        kept.append(json.dumps(record, separators=(",", ":")) + "\n")
+        ends += record["event"] == "request_done"
+        if ends == requests:
+            break
+    (folder / "ledger.jsonl").write_text("".join(kept))
+
+
+def test_failures_at_the_beginning_do_not_end_a_study(
+    run: Any, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _with_failures(finished, requests=1)
+    assert search.main(["--status", str(finished)]) == 0
+    shown = capsys.readouterr().out
+    assert "tiny: stopped, last event" in shown
+    assert "3 failed" in shown
+    assert run() == 0  # 3 of 24: it goes on
+    assert sum(t.status == "ok" for t in history_of(finished).trainings.values()) == 21
+
+
+def test_the_status_says_where_too_many_failed(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _with_failures(finished, requests=None)
+    assert search.main(["--status", str(finished)]) == 0
+    assert "tiny: failed, last event" in capsys.readouterr().out
+
+
 def test_json_is_one_object_and_progress_goes_elsewhere(
     run: Callable[..., int], finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from aim_tune.ledger import History, Training
 from aim_tune.reporting.progress import Tally, duration
 from aim_tune.reporting.words_slots import slots_line, slots_warning
 from aim_tune.spec.study import Study
+from aim_tune.stats.amounts import is_whole, study_status
 from aim_tune.stats.slots import SlotUse, slot_use
 
 PACE = 50
@@ -41,7 +42,8 @@ class Status:
 
     name: str
     state: str
-    """finished, running, interrupted (by a signal), or stopped (killed: nobody is at work)."""
+    """finished, failed (at its end: too many trainings failed), running, interrupted (by a signal), or
+    stopped (killed: nobody is at work)."""
     driver: str
     """Who is at work, such as "pid 4711 on host laptop"; empty: nobody."""
     stage: str
@@ -74,11 +76,10 @@ def status_of(
     history: History,
     driver: str,
     *,
-    finished: bool,
     clock: Callable[[], float] = time.time,
 ) -> Status:
-    """The status now. `driver`: from ledger.holder; `finished`: nothing is left to run."""
-    now = clock()
+    """The status now. `driver`: from ledger.holder."""
+    now, whole = clock(), is_whole(study, history)
     tally = Tally(study=study)
     tally.known(history)
     running = [t for t in history.rows() if t.status == "running"] if driver else []
@@ -87,14 +88,14 @@ def status_of(
     pace = _pace(history)
     return Status(
         name=study.name,
-        state=_state(history, driver, finished),
+        state=_state(study, history, driver),
         driver=driver,
         stage=tally.stage_of(running[-1].position) if running else "",
         blocks_done=_blocks_done(study, history, tally.blocks),
         blocks=tally.blocks,
         trainings_done=len(tally.finished),
         trainings=tally.planned,
-        seconds_left=pace * left if pace is not None and driver and not finished else None,
+        seconds_left=pace * left if pace is not None and driver and not whole else None,
         best=tally.best,
         bad=tally.bad,
         running=[_running(t, now) for t in running],
@@ -132,9 +133,9 @@ def words(status: Status) -> str:
     return "\n".join(lines)
 
 
-def _state(history: History, driver: str, finished: bool) -> str:
-    if finished:
-        return "finished"
+def _state(study: Study, history: History, driver: str) -> str:
+    if is_whole(study, history):
+        return "failed" if study_status(study, history) == "failed" else "finished"
     if driver:
         return "running"
     return "interrupted" if history.interrupted else "stopped"

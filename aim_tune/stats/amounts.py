@@ -40,7 +40,12 @@ def study_status(study: Study, history: History) -> str:
     failed, done = failures(history)
     if failed > MOST_FAILED * done:
         return "failed"
-    return "complete" if len(history.done) >= requests_to_run(study, history) else "unfinished"
+    return "complete" if is_whole(study, history) else "unfinished"
+
+
+def is_whole(study: Study, history: History) -> bool:
+    """Whether nothing is left to run, however it went."""
+    return len(history.done) >= requests_to_run(study, history)
 
 
 def failures(history: History) -> tuple[int, int]:
