@@ -139,7 +139,10 @@ def main() -> None:
             name, *args = pickle.load(calls)
         except EOFError:
             return
-        _put(answers, _answer(store, name, args))
+        try:
+            _put(answers, _answer(store, name, args))
+        except BrokenPipeError:  # the search was killed while MLflow worked
+            os._exit(0)
         if name == "open":  # until here a search has waited for it
             os.nice(NICE - os.nice(0))
 
