@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 FILES = ("study.yaml", "verdict.json", "report.html", "best_config.yaml")
 """Artifacts of the verdict run, where they are there."""
-PATIENCE_S = 3600.0
-"""Longest time to wait for a slow store, seconds."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,7 +89,7 @@ def _fill(folder: Path, study: Study, history: History, uri: str | None) -> int:
     mirror.start()
     files = [folder / name for name in FILES]
     mirror.finish(verdict.to_dict(), sentence(verdict), files, strip_png(verdict))
-    missing = mirror.close(timeout_s=PATIENCE_S)
+    missing = mirror.close()
     if missing:
         options.complain(missing)
         return EXIT_BAD_INPUT

@@ -9,6 +9,7 @@ and what is still missing at the end is written when the same command runs again
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import random
 import threading
@@ -30,6 +31,8 @@ REACH_S = 9.0
 """How long `start` waits for a server to answer at all, seconds."""
 OPEN_S = 120.0
 """How long `start` waits for a store that does answer (a first schema takes 3 s and more), seconds."""
+STALL_S = 60.0
+"""How long `close` waits for a run to be written, seconds."""
 LONGEST_PAUSE_S = 30.0
 """Longest time between two tries of a store that does not answer, seconds."""
 
@@ -136,17 +139,18 @@ class Mirror:
         """Name of a saved view -> its whole address (of a sqlite store: once mlflow/serve.sh runs)."""
         return {name: page(self.uri) + link for name, link in self.links.items()}
 
-    def close(self, timeout_s: float = 60.0) -> str:
-        """What is missing in MLflow, for people, after waiting for at most `timeout_s`; "": nothing.
+    def close(self, timeout_s: float = math.inf) -> str:
+        """What is missing in MLflow, for people; "": nothing.
 
-        Runs of trainings that were interrupted end as KILLED.
+        Waits for as long as runs are being written (STALL_S for one), and for at most `timeout_s`. Runs of
+        trainings that were interrupted end as KILLED.
         """
         if self._thread is None:  # never started, or refused
             self._store.close()
             return ""
         self._closing = True
         self._inbox.put(None)
-        self._thread.join(timeout_s)
+        self._wait_for(self._thread, time.monotonic() + timeout_s)
         missing = self._writer.backlog
         waits = self._thread.is_alive()
         self._store.close()
@@ -158,6 +162,18 @@ class Mirror:
             f"{shown(self.uri)}; the ledger holds everything. To fill the gap: "
             f"python -m aim_tune.track {self._folder}{where}"
         )
+
+    def _wait_for(self, thread: threading.Thread, end: float) -> None:
+        """Until the thread is done, writes nothing any more, or it is `end`, on the monotonic clock."""
+        while thread.is_alive() and time.monotonic() < end:
+            before = self._left()
+            thread.join(min(STALL_S, end - time.monotonic()))
+            if self._left() == before:
+                return
+
+    def _left(self) -> tuple[int, int]:
+        """Runs still to write, records still to look at."""
+        return self._writer.backlog, self._inbox.qsize()
 
     # What follows runs in the thread.
 

@@ -12,10 +12,12 @@ import pytest
 
 from aim_tune.spec.study import Study
 from aim_tune.stats.simulate import World, example_study, simulated_events
+from aim_tune.tracking.mirror import Mirror
 from aim_tune.tracking.place import default_uri
 from aim_tune.tracking.store import Store
 
 Records = list[dict[str, Any]]
+VERDICT = {"verdict": "no_evidence", "effect_points": 0.25}
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +74,23 @@ def opened(folder: Path, study: Study) -> Iterator[Store]:
     store.open(f"aim_tune/{study.name}", "")
     yield store
     store.close()
+
+
+@pytest.fixture
+def mirrored(folder: Path, study: Study) -> Callable[..., Mirror]:
+    """A mirror that has written these records, and is closed; with MLflow in this process, which is quicker.
+
+    With a picture, a verdict as well.
+    """
+
+    def run(records: Records, *, make_store: Any = Store, picture: bytes | None = None) -> Mirror:
+        mirror = Mirror(folder=folder, study=study, make_store=make_store)
+        mirror.start()
+        for record in records:
+            mirror.event(record)
+        if picture:
+            mirror.finish(VERDICT, "Nothing was seen.", picture=picture)
+        assert mirror.close() == ""
+        return mirror
+
+    return run

@@ -38,21 +38,12 @@ def process_of(store: Apart) -> subprocess.Popen:
     return store._child
 
 
-def mirrored(folder, study, records, make_store) -> Mirror:
-    mirror = Mirror(folder=folder, study=study, make_store=make_store)
-    mirror.start()
-    for record in records:
-        mirror.event(record)
-    assert mirror.close() == ""
-    return mirror
-
-
-def test_the_runs_are_the_same_as_with_mlflow_in_this_process(folder, study, records):
-    mirrored(folder, study, records, Apart)
+def test_the_runs_are_the_same_as_with_mlflow_in_this_process(folder, records, mirrored):
+    mirrored(records, make_store=Apart)
     apart = content(all_runs(folder))
     assert len(apart) == 18
     (folder.parent / "mlflow.db").unlink()
-    mirrored(folder, study, records, Store)
+    mirrored(records)
     assert content(all_runs(folder)) == apart
 
 
@@ -139,15 +130,15 @@ def test_the_driver_does_not_import_mlflow():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_an_open_page_does_not_lock_a_search_out(folder, study, records):
+def test_an_open_page_does_not_lock_a_search_out(folder, records, mirrored):
     """A reader in mid-transaction, as an MLflow page that is being drawn: with sqlite's usual journal the
     writer waits for it, and fails after 20 s."""
-    mirrored(folder, study, records[:20], Store)
+    mirrored(records[:20])
     with sqlite3.connect(folder.parent / "mlflow.db") as reader:
         assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         reader.execute("BEGIN")
         (before,) = reader.execute("SELECT count(*) FROM runs").fetchone()
-        mirrored(folder, study, records, Store)
+        mirrored(records)
         assert reader.execute("SELECT count(*) FROM runs").fetchone() == (before,)
         reader.rollback()
         assert reader.execute("SELECT count(*) FROM runs").fetchone() == (18,)

@@ -17,7 +17,6 @@ from aim_tune.tracking.place import default_uri
 from aim_tune.tracking.store import Store
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 20
-VERDICT = {"verdict": "no_evidence", "effect_points": 0.25}
 
 
 @pytest.fixture
@@ -31,17 +30,6 @@ def pictured(records):
         if record["event"] == "training_done" and at == ("block/0/confirm/0", "aim"):
             record["result"]["memory"] = memory
     return records
-
-
-def mirrored(folder: Path, study, records, picture: bytes | None = None) -> Mirror:
-    mirror = Mirror(folder=folder, study=study, make_store=Store)
-    mirror.start()
-    for record in records:
-        mirror.event(record)
-    if picture:
-        mirror.finish(VERDICT, "Nothing was seen.", picture=picture)
-    assert mirror.close() == ""
-    return mirror
 
 
 def found(folder: Path, condition: str):
@@ -60,17 +48,17 @@ def images(folder: Path) -> Counter:
     return Counter((n[0].replace("~", "/"), int(n[2])) for n in names if n[-1] != "compressed")
 
 
-def test_before_after_written_and_by_step_are_there_once_each(folder, study, pictured):
-    mirrored(folder, study, pictured)
+def test_before_after_written_and_by_step_are_there_once_each(folder, study, pictured, mirrored):
+    mirrored(pictured)
     last = study.recipe.steps
     wanted = {(BY_STEP, 0), (BY_STEP, last), *((key, 0) for key in PHASES.values())}
     assert images(folder) == dict.fromkeys(wanted, 1)
-    mirrored(folder, study, pictured)
+    mirrored(pictured)
     assert images(folder) == dict.fromkeys(wanted, 1)
 
 
 def test_a_search_killed_among_the_pictures_adds_only_those_that_lack(
-    folder, study, pictured, monkeypatch
+    folder, study, pictured, monkeypatch, mirrored
 ):
     real, calls = MlflowClient.log_image, []
 
@@ -87,16 +75,16 @@ def test_a_search_killed_among_the_pictures_adds_only_those_that_lack(
     for record in pictured:
         mirror.event(record)
     mirror.close()
-    mirrored(folder, study, pictured)
+    mirrored(pictured)
     assert set(images(folder).values()) == {1}
     assert len(images(folder)) == len(PHASES) + 2
 
 
-def test_a_damaged_record_costs_its_pictures_alone(folder, study, pictured):
+def test_a_damaged_record_costs_its_pictures_alone(folder, pictured, mirrored):
     for record in pictured:
         if record["event"] == "training_done" and record["result"].get("memory"):
             record["result"]["memory"]["shape"] = [9, 9, 9, 9]
-    mirrored(folder, study, pictured)
+    mirrored(pictured)
     assert found(folder, "tags.`mlflow.loggedImages` = 'True'")[1] == []
     assert len(found(folder, "")[1]) == 18
 
@@ -110,15 +98,15 @@ def test_the_view_shows_each_picture_and_no_other_view_does(study):
         assert bool(drawn) == (view.key == "aim_memory")
 
 
-def test_the_verdict_s_note_and_the_experiment_s_show_its_picture(folder, study, pictured):
-    mirrored(folder, study, pictured[:40], picture=PNG)
+def test_the_verdict_s_note_and_the_experiment_s_show_its_picture(folder, pictured, mirrored):
+    mirrored(pictured[:40], picture=PNG)
     client, (run,) = found(folder, "tags.`aim.phase` = 'verdict'")
     assert "verdict.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
     link = f"![The verdict](get-artifact?path=verdict.png&run_uuid={run.info.run_id})"
     assert link in run.data.tags["mlflow.note.content"]
     experiment = client.get_experiment(run.info.experiment_id)
     assert link in experiment.tags["mlflow.note.content"]
-    mirrored(folder, study, pictured[:40], picture=PNG)
+    mirrored(pictured[:40], picture=PNG)
     _, (again,) = found(folder, "tags.`aim.phase` = 'verdict'")
     assert again.info.run_id == run.info.run_id
     assert link in again.data.tags["mlflow.note.content"]

@@ -54,6 +54,29 @@ def test_each_training_is_one_finished_run_and_each_step_is_there_once(folder, s
         assert sum(key == "val/accuracy" for key, _ in counts) == 10
 
 
+def test_closing_waits_for_as_long_as_runs_are_being_written(folder, study, records, monkeypatch):
+    """All of them take far longer than one may."""
+    monkeypatch.setattr(mirror_module, "STALL_S", 1.0)
+    write = Store.write
+
+    def slow(self, content, seen):
+        time.sleep(0.15)
+        return write(self, content, seen)
+
+    monkeypatch.setattr(Store, "write", slow)
+    assert mirrored(folder, study, records).close() == ""
+    assert len(all_runs(folder)[1]) == 18
+
+
+def test_closing_gives_up_on_a_store_that_writes_no_more(folder, study, records, monkeypatch):
+    monkeypatch.setattr(mirror_module, "STALL_S", 0.2)
+    answers = threading.Event()
+    monkeypatch.setattr(Store, "write", lambda self, content, seen: answers.wait(30))
+    mirror = mirrored(folder, study, records)
+    assert "runs are not yet in MLflow" in mirror.close()
+    answers.set()
+
+
 def test_the_data_set_is_an_input_with_its_digest(folder, study, records):
     mirrored(folder, study, records[:20]).close()
     _, runs = all_runs(folder)

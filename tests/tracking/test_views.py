@@ -14,7 +14,6 @@ from mlflow.tracking import MlflowClient
 from aim_tune.stats.simulate import example_study
 from aim_tune.tracking import views
 from aim_tune.tracking.content import training_content, verdict_content
-from aim_tune.tracking.mirror import Mirror
 from aim_tune.tracking.place import default_uri
 from aim_tune.tracking.store import Store
 
@@ -103,22 +102,13 @@ def test_only_versions_that_draw_them_get_views(version, known):
     assert views.supported(version) is known
 
 
-def mirrored(folder, study, records) -> Mirror:
-    mirror = Mirror(folder=folder, study=study, make_store=Store)
-    mirror.start()
-    for record in records:
-        mirror.event(record)
-    assert mirror.close() == ""
-    return mirror
-
-
 def experiment(folder):
     client = MlflowClient(tracking_uri=default_uri(folder.parent))
     return client, client.get_experiment_by_name(f"aim_tune/{folder.name}")
 
 
-def test_the_mirror_saves_them_and_gives_their_links(folder, study, records):
-    mirror = mirrored(folder, study, records[:9])
+def test_the_mirror_saves_them_and_gives_their_links(folder, records, mirrored):
+    mirror = mirrored(records[:9])
     _, made = experiment(folder)
     assert list(mirror.links) == NAMES
     assert mirror.views["Cost"] == f"http://127.0.0.1:5000/{mirror.links['Cost']}"
@@ -128,29 +118,29 @@ def test_the_mirror_saves_them_and_gives_their_links(folder, study, records):
         assert link.startswith(f"#/experiments/{made.experiment_id}/")
 
 
-def test_saving_them_again_changes_nothing(folder, study, records, write_ledger):
+def test_saving_them_again_changes_nothing(folder, records, write_ledger, mirrored):
     write_ledger(records[:9])
-    mirrored(folder, study, [])
+    mirrored([])
     before = experiment(folder)[1].tags
-    mirrored(folder, study, [])
+    mirrored([])
     assert experiment(folder)[1].tags == before
 
 
 @pytest.mark.parametrize("broken", ["version", "tag_experiment"])
 def test_an_mlflow_that_takes_no_views_still_gets_the_runs(
-    folder, study, records, monkeypatch, broken
+    folder, records, monkeypatch, broken, mirrored
 ):
     def refuse(*_: object) -> None:
         raise MlflowException("no such thing")
 
     monkeypatch.setattr(Store, broken, refuse)
-    mirror = mirrored(folder, study, records[:20])
+    mirror = mirrored(records[:20])
     client, made = experiment(folder)
     assert mirror.links == {}
     assert len(client.search_runs([made.experiment_id])) > 0
 
 
-def test_an_older_mlflow_gets_no_tags(folder, study, records, monkeypatch):
+def test_an_older_mlflow_gets_no_tags(folder, records, monkeypatch, mirrored):
     monkeypatch.setattr(Store, "version", lambda _: "3.14.0")
-    assert mirrored(folder, study, records[:9]).links == {}
+    assert mirrored(records[:9]).links == {}
     assert not any(tag.startswith(views.TAG) for tag in experiment(folder)[1].tags)

@@ -106,7 +106,7 @@ def test_each_view_opens_with_its_filter_grouping_and_cards(
     for record in with_pictures(records):
         mirror.event(record)
     mirror.finish({**verdict, "verdict": "no_evidence", "interim": False}, "No evidence.")
-    assert mirror.close(timeout_s=300) == ""
+    assert mirror.close() == ""
     assert list(mirror.links) == list(CARDS)
     for name, link in mirror.links.items():
         wanted = ["tags.`aim.phase`", *CARDS[name]]
