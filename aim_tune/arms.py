@@ -83,6 +83,8 @@ def check_points(study: Study, catalog: Catalog, info: DataInfo) -> list[Fault]:
         backbone, device = _tryable(lambda: _runs(_backbone(study, catalog, info), info))
     except Exception as error:
         return [_fault(study, "backbone", f"{study.backbone.name}: {_said(error)}")]
+    if unsafe := _unsafe_layer(study, backbone):
+        return [_fault(study, "recipe.channels_last", unsafe)]
     if study.addon is None or not study.addon_arms:
         return []
     entry, addon = _addon(study, catalog)
@@ -140,6 +142,28 @@ def _tryable(build: Callable[[], nn.Module]) -> tuple[nn.Module, torch.device]:
         cpu = torch.device("cpu")
         with torch.random.fork_rng(devices=[]):
             return build(), cpu
+
+
+def _unsafe_layer(study: Study, model: nn.Module) -> str:
+    """What is wrong with the first layer that this study cannot train in channels_last; "" if nothing.
+
+    oneDNN, in torch 2.15 on a CPU, writes the float32 gradient of a 1x1 convolution with stride 2 and fewer
+    than 8 input channels beyond its memory: wrong weights, or a crash at any later time. Not so with other
+    kernels and strides, with groups, in bfloat16, float64 or NCHW (tried under the allocator's checks).
+    """
+    recipe = study.recipe
+    if not recipe.channels_last or recipe.amp or study.resources.gpu > 0:
+        return ""
+    convolutions = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    for name, layer in convolutions:
+        shape = (layer.kernel_size, layer.stride, layer.groups)
+        if shape == ((1, 1), (2, 2), 1) and layer.in_channels < 8:
+            return (
+                f"layer {name} of {study.backbone.name} is a 1x1 convolution with stride 2 and "
+                f"{layer.in_channels} input channels: on a CPU torch damages memory when it trains such a "
+                "layer in this format. Set recipe.channels_last to false, or give the layer 8 channels."
+            )
+    return ""
 
 
 def _designs(addon: Addon, settings: Mapping[str, Setting]) -> Iterator[dict[str, Any]]:

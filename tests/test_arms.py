@@ -17,7 +17,7 @@ from aim_tune.models import BACKBONES
 from aim_tune.spec.catalog import AddonEntry, Catalog, Entry
 from aim_tune.spec.request import Point
 from aim_tune.spec.space import Choice, Domain, Fixed, IntUniform
-from aim_tune.spec.study import Addon, Component, Recipe, Study
+from aim_tune.spec.study import Addon, Component, Recipe, Resources, Study
 
 torch.set_num_threads(1)
 
@@ -185,3 +185,30 @@ def test_rows_of_a_plugin_are_built_even_where_meta_tensors_cannot_go() -> None:
     assert "size is 2.0; at most 1" in fault.text
     model = build_arm(mine, catalog, "on", Point(addon={"size": 0.5}), streams=STREAMS, info=INFO)
     assert model.size.item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("width", "recipe", "gpu", "refused"),
+    [
+        (4, {"channels_last": True}, 0, True),
+        (8, {"channels_last": True}, 0, False),
+        (4, {}, 0, False),
+        (4, {"channels_last": True, "amp": True}, 0, False),
+        (4, {"channels_last": True}, 1, False),
+    ],
+)
+def test_a_layer_whose_gradients_would_damage_memory_is_refused(
+    width: int, recipe: dict[str, Any], gpu: float, refused: bool
+) -> None:
+    mine = study(
+        backbone=Component(name="resnet8", settings={"width": width}),
+        recipe=Recipe(steps=1, **recipe),
+        resources=Resources(gpu=gpu),
+    )
+    faults = check_points(mine, CATALOG, INFO)
+    assert [f.key for f in faults] == ["recipe.channels_last"] * refused
+    if refused:
+        assert (
+            "stage2.0.shortcut.0 of resnet8 is a 1x1 convolution with stride 2 and 4"
+            in faults[0].text
+        )
