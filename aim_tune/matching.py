@@ -20,7 +20,7 @@ from aim_tune.errors import AttachError
 from aim_tune.spec.catalog import Catalog
 from aim_tune.spec.request import Point, Request
 from aim_tune.spec.study import BASELINE, STEP_MATCHED, Study
-from aim_tune.training.group import Group
+from aim_tune.training.group import ALONE, Group
 from aim_tune.training.step_times import interleaved_step_ms
 
 WIDER = (1.0, 1.15, 1.4, 1.8, 2.5, 4.0)
@@ -46,7 +46,7 @@ def match(
     source: Source,
     request: Request,
     device: torch.device,
-    group: Group | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Measured]:
     """Step time and parameters of the arms of a match request; of step_matched, of the width that fits.
 
@@ -69,7 +69,7 @@ class _Bench:
     source: Source
     request: Request
     device: torch.device
-    group: Group | None
+    group: Group
 
     def width(self) -> tuple[int, str]:
         """Parameters at which a step takes as long as one of the primary arm; and how that was found."""

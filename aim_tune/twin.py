@@ -37,7 +37,16 @@ from aim_tune.tables import catalog_of
 from aim_tune.training.checkpoints import CheckpointSlot, CheckpointStore
 from aim_tune.training.compiler import check_compiler
 from aim_tune.training.evaluate import predict_test, weights_sha256
-from aim_tune.training.group import Group, RankFailed, RankLost, World, following, leading
+from aim_tune.training.group import (
+    ALONE,
+    Group,
+    RankFailed,
+    RankLost,
+    Ranks,
+    World,
+    following,
+    leading,
+)
 from aim_tune.training.loop import Outcome, fit
 from aim_tune.training.schedules import total_steps
 from aim_tune.training.usage import Usage
@@ -150,7 +159,7 @@ def follow() -> None:
     following(_follow, lambda error: (_status(error), _reason(error)))
 
 
-def _follow(group: Group, given: Mapping[str, Any]) -> None:
+def _follow(group: Ranks, given: Mapping[str, Any]) -> None:
     study, request = Study.from_dict(given["study"]), Request.from_dict(given["request"])
     device = prepare(study.resources, group.world, group.rank)
     catalog = catalog_of(study.plugins)
@@ -173,10 +182,10 @@ def _follow(group: Group, given: Mapping[str, Any]) -> None:
 
 def _ranks(
     world: World | None, study: Study, request: Request, arm: str | None
-) -> AbstractContextManager[Group | None]:
-    """The other devices' processes, at work on the same; None where there is one device."""
+) -> AbstractContextManager[Group]:
+    """The other devices' processes, at work on the same; nobody where there is one device."""
     if world is None:
-        return nullcontext()
+        return nullcontext(ALONE)
     task = {"study": study.to_dict(), "request": request.to_dict(), "arm": arm}
     return leading(world, FOLLOW, task)
 
@@ -308,7 +317,7 @@ class _Task:
         model: nn.Module,
         on_measure: OnMeasure,
         slot: CheckpointSlot | None,
-        group: Group | None,
+        group: Group,
     ) -> Outcome:
         """Train it, alone or as one of a group."""
         return fit(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from aim_tune.errors import ResourceError
-from aim_tune.training.batches import Part
+from aim_tune.training.batches import WHOLE, Part
 
 START_S = 300.0
 """How long a rank may take to be there: an interpreter, torch from a cold disk."""
@@ -70,21 +71,57 @@ class RankLost(ResourceError):
 
 
 class Group:
-    """The ranks of one training as one of them sees it. Made by `leading` and `following`."""
+    """The processes that take the steps of one training together. This one is alone: the usual case."""
+
+    part = WHOLE
+    """This process's slice of each batch."""
+
+    @property
+    def rank(self) -> int:
+        """0 in the process that decides, measures and reports."""
+        return self.part.rank
+
+    def call(self, model: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+        """What a training step calls, where `call` runs `model`."""
+        return call
+
+    def mean(self, values: Tensor) -> list[float]:
+        """The mean over the ranks, the same in all of them."""
+        found: list[float] = values.tolist()  # waits for the device
+        return found
+
+    def first(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives in rank 0, in every rank; the others wait for it."""
+        return make()
+
+    def cause(self, error: Exception) -> Exception:
+        """Why a step went wrong: `error`, or what another rank died of."""
+        return error
+
+    def give_up(self) -> None:
+        """This process takes no further step with the others."""
+
+
+ALONE = Group()
+
+
+class Ranks(Group):
+    """Several of them, as one of them sees it. Made by `leading` and `following`."""
 
     def __init__(self, world: World, rank: int, others: Others | None = None) -> None:
-        self.world, self.rank = world, rank
+        self.world = world
         self.part = Part(rank, len(world.devices))
-        """This rank's slice of each batch."""
         self._others = others
         self.broken = False
         """Whether the ranks no longer take the same steps."""
 
-    def call(self, model: nn.Module, call: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
-        """`call`, which runs `model`, with gradients averaged over the ranks. Starts from rank 0's weights.
+    def give_up(self) -> None:
+        """See `Group`."""
+        self.broken = True
 
-        Parameters that a step does not use are allowed, as they are on one device.
-        """
+    def call(self, model: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+        """With gradients averaged over the ranks, from rank 0's weights on. Parameters that a step does not
+        use are allowed, as they are on one device."""
         device = torch.device(self.world.devices[self.rank])
         ids = [device] if device.type == "cuda" else None
         return DistributedDataParallel(
@@ -94,7 +131,7 @@ class Group:
         )
 
     def mean(self, values: Tensor) -> list[float]:
-        """The mean over the ranks, the same in all of them."""
+        """See `Group`. Raises what another rank has ended of."""
         self.check()
         total = values.clone()
         dist.all_reduce(total)
@@ -103,7 +140,7 @@ class Group:
         return means
 
     def first(self, make: Callable[[], Any]) -> Any:
-        """What `make` gives in rank 0, in every rank; the others wait for it."""
+        """See `Group`. Raises what another rank has ended of."""
         self.check()
         found = [make() if self.rank == 0 else None]
         dist.broadcast_object_list(found, device=torch.device("cpu"))
@@ -115,7 +152,7 @@ class Group:
             self._others.check()
 
     def cause(self, error: Exception) -> Exception:
-        """Why a step went wrong: `error`, or what another rank died of."""
+        """See `Group`."""
         if self._others is None or isinstance(error, torch.OutOfMemoryError):
             return error
         try:
@@ -143,7 +180,7 @@ class _Called(nn.Module):
 
 
 @contextmanager
-def leading(world: World, command: str, task: Mapping[str, Any]) -> Iterator[Group]:
+def leading(world: World, command: str, task: Mapping[str, Any]) -> Iterator[Ranks]:
     """The other ranks, started and met; they are gone at the end, whatever happened.
 
     Each runs `command`, Python text that calls `following`, and is given `task`. Raises RankLost where one
@@ -157,7 +194,7 @@ def leading(world: World, command: str, task: Mapping[str, Any]) -> Iterator[Gro
         others.start(command, task)
         others.await_all()
         with _met(world, folder, 0, others):
-            group = Group(world, 0, others)
+            group = Ranks(world, 0, others)
             yield group
             if group.broken:
                 others.end()
@@ -266,7 +303,7 @@ class Others:
 
 
 def following(
-    run: Callable[[Group, Mapping[str, Any]], None], reason: Callable[[Exception], tuple[str, str]]
+    run: Callable[[Ranks, Mapping[str, Any]], None], reason: Callable[[Exception], tuple[str, str]]
 ) -> None:
     """The life of a rank beside 0: read the task, meet, `run`, end. Never returns.
 
@@ -279,14 +316,25 @@ def following(
     try:
         (folder / f"{rank}.ready").touch()
         with _met(world, folder, rank):
-            run(Group(world, rank), given["task"])
+            run(Ranks(world, rank), given["task"])
     except Exception as error:
+        if _leader_is_gone():  # then that is the reason, and nobody reads another
+            shutil.rmtree(folder, ignore_errors=True)
+            os._exit(1)
         status, text = reason(error)
         whole = folder / f"{rank}.tmp"
         whole.write_text(json.dumps({"status": status, "reason": text}))
         whole.rename(folder / f"{rank}.json")
         os._exit(1)  # nothing waits for ranks that no longer answer
     os._exit(0)
+
+
+def _leader_is_gone() -> bool:
+    """Whether standard input has ended, or does so at once: a dying process closes its connections one by
+    one."""
+    pipe = select.poll()
+    pipe.register(0, select.POLLHUP)
+    return bool(pipe.poll(200))
 
 
 def _end_with_the_leader(folder: Path) -> None:

@@ -26,7 +26,7 @@ from aim_tune.ledger import Measure
 from aim_tune.spec.request import Ladder
 from aim_tune.spec.study import Recipe
 from aim_tune.spec.values import derive_seed, short_hash
-from aim_tune.training.batches import WHOLE, Batches, augment
+from aim_tune.training.batches import Batches, augment
 from aim_tune.training.checkpoints import CheckpointSlot
 from aim_tune.training.evaluate import (
     memory_format,
@@ -35,7 +35,7 @@ from aim_tune.training.evaluate import (
     validate,
     weights_sha256,
 )
-from aim_tune.training.group import Group, RankFailed
+from aim_tune.training.group import ALONE, Group, RankFailed
 from aim_tune.training.optimizers import make_optimizer
 from aim_tune.training.schedules import (
     evaluation_steps,
@@ -82,7 +82,7 @@ def fit(
     time_limit_s: float | None = None,
     checkpoint_s: float = 60.0,
     stop: Ladder = (),
-    group: Group | None = None,
+    group: Group = ALONE,
 ) -> Outcome:
     """Train the network in place and say how it ended.
 
@@ -110,11 +110,10 @@ def fit(
         except _Stop as stop:
             run.end_early(stop.status, stop.detail)
         except Exception as error:
-            cause = group.cause(error) if group else error
-            if not _is_out_of_memory(cause) or (group and group.rank > 0):
+            cause = group.cause(error)
+            if not _is_out_of_memory(cause) or group.rank > 0:
                 raise cause from cause.__cause__
-            if group:
-                group.broken = True
+            group.give_up()
             run.end_early("oom", _first_line(cause))
         return run.outcome()
 
@@ -143,8 +142,7 @@ class _Run:
     checkpoint_s: float
     rungs: Mapping[int, float]
     """Number of a validation pass -> least accuracy to go on."""
-    group: Group | None = None
-    """The ranks of this training; None: it has one device."""
+    group: Group
 
     step: int = 0
     seconds: float = 0.0
@@ -165,12 +163,10 @@ class _Run:
         self.patience = self.recipe.early_stopping_patience
         self.total = total_steps(self.recipe, len(self.split.train))
         self.marks = set(evaluation_steps(self.total, self.recipe.evaluations))
-        self.call = compiled(self.model) if self.recipe.compile else self.model
+        call = compiled(self.model) if self.recipe.compile else self.model
+        self.call = self.group.call(self.model, call)
         """What a training step calls."""
-        self.part = WHOLE
-        if self.group:
-            self.call = self.group.call(self.model, self.call)
-            self.part = self.group.part
+        self.part = self.group.part
         self.compiles = self.recipe.compile
         """Whether the coming step compiles: it is looked at alone and its time is not counted."""
         self.optimizer = make_optimizer(self.model, self.recipe)
@@ -231,10 +227,7 @@ class _Run:
 
     def look(self) -> None:
         """Read the losses of the last steps, take the time; raises _Stop where one is not finite."""
-        stacked = torch.stack(self.pending)
-        losses = (
-            self.group.mean(stacked) if self.group else stacked.tolist()
-        )  # waits for the device
+        losses = self.group.mean(torch.stack(self.pending))  # waits for the device
         now = time.perf_counter()
         if not self.compiles:
             self.step_times.append((now - self.looked) / len(losses))
@@ -320,7 +313,7 @@ class _Run:
                 self.model, self.source, self.split.val, recipe=self.recipe, device=self.device
             )
 
-        result: tuple[float, float] = self.group.first(alone) if self.group else alone()
+        result: tuple[float, float] = self.group.first(alone)
         self.model.train()
         return result
 
@@ -337,9 +330,7 @@ class _Run:
 
     def is_over(self, now: float, limit: float) -> bool:
         """Whether time is over, by the clock of rank 0."""
-        if self.group:
-            return bool(self.group.first(lambda: self.wall(now) > limit))
-        return self.wall(now) > limit
+        return bool(self.group.first(lambda: self.wall(now) > limit))
 
     def wall(self, now: float) -> float:
         """Wall-clock seconds since the start, earlier attempts included."""
@@ -366,11 +357,11 @@ class _Run:
         """Identity of what is trained: a checkpoint of anything else is not used."""
         shapes = {name: list(t.shape) for name, t in self.model.state_dict().items()}
         asked = [asdict(self.recipe), dict(self.streams), len(self.split.train), self.total, shapes]
-        return short_hash([*asked, self.part.size] if self.group else asked)
+        return short_hash([*asked, self.part.size] if self.part.size > 1 else asked)
 
     def resume(self) -> None:
         """Take up what the slot left off, if it fits; earlier validation passes are reported again."""
-        state = self.group.first(self.load) if self.group else self.load()
+        state = self.group.first(self.load)
         if self.slot:
             self.details += self.slot.faults
         if state is None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from aim_tune.data.source import Source, Split
 from aim_tune.spec.study import Recipe
-from aim_tune.training.batches import WHOLE, Batches
+from aim_tune.training.batches import Batches
 from aim_tune.training.evaluate import memory_format
-from aim_tune.training.group import Group
+from aim_tune.training.group import ALONE, Group
 from aim_tune.training.loop import _random_state_kept, _Run, forget_compiled
 
 WARM_UP = 5
@@ -32,7 +32,7 @@ def interleaved_step_ms(
     streams: Mapping[str, int],
     device: torch.device,
     rounds: int = ROUNDS,
-    group: Group | None = None,
+    group: Group = ALONE,
 ) -> dict[str, float]:
     """Median milliseconds of a training step of each network, on the same batches. Trains them a little.
 
@@ -50,14 +50,15 @@ def interleaved_step_ms(
         recipe, total = recipes[names[0]], WARM_UP + rounds
         batches = Batches(
             split.train, batch_size=recipe.batch_size, order=streams["order"], start=0, total=total,
-            part=group.part if group else WHOLE,
+            part=group.part,
         )  # fmt: skip
         for number, batch in enumerate(islice(source.pool_batches(batches, device), total)):
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:
                 times[name].append(_one_step(runs[name], *batch))
     found = {name: 1000 * median(values[WARM_UP:]) for name, values in times.items()}
-    return group.first(lambda: found) if group else found
+    times_ms: dict[str, float] = group.first(lambda: found)
+    return times_ms
 
 
 def _run(
@@ -67,7 +68,7 @@ def _run(
     recipe: Recipe,
     streams: Mapping[str, int],
     device: torch.device,
-    group: Group | None,
+    group: Group,
 ) -> _Run:
     model.to(device=device, memory_format=memory_format(recipe))  # type: ignore[call-overload]
     model.train()
