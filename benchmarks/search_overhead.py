@@ -13,7 +13,7 @@ from how long a request takes while the machinery runs beside it. `start_s`: fro
 training.
 Requests are the same in all four: same steps, same points, same streams.
 
-    python benchmarks/search_overhead.py              about 8 minutes on two idle cores
+    python benchmarks/search_overhead.py              about 15 minutes on two idle cores
     python benchmarks/search_overhead.py --seconds 2 --requests 12 --only bare ours     1 minute
 """
 
@@ -250,13 +250,13 @@ def table(seconds: float, step_s: float, count: int, ways: list[str]) -> dict[st
 
 def lengths(args: argparse.Namespace) -> Iterator[tuple[float, int]]:
     for seconds in args.seconds:
-        yield seconds, args.requests or (30 if seconds < 5 else 12)
+        yield seconds, args.requests or (48 if seconds < 5 else 18)
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--seconds", type=float, nargs="+", default=[2.0, 10.0])
-    p.add_argument("--requests", type=int, default=0, help="per way (30 of 2 s, 12 of 10 s)")
+    p.add_argument("--requests", type=int, default=0, help="per way (48 of 2 s, 18 of 10 s)")
     p.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), help="bare is needed")
     p.add_argument("--json", type=Path, metavar="FILE")
     p.add_argument("--child", help=argparse.SUPPRESS)

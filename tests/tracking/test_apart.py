@@ -78,6 +78,9 @@ def test_it_gives_way_to_trainings_and_ends_with_its_store(folder):
     store.open("aim_tune/x", "")
     child = process_of(store)
     assert os.getpriority(os.PRIO_PROCESS, child.pid) == NICE
+    session = Path(f"/proc/{child.pid}/autogroup")  # where Linux weighs sessions against each other
+    if session.exists():
+        assert session.read_text().split()[-1] == str(NICE)
     store.close()
     assert child.returncode == 0
     with pytest.raises(RuntimeError, match="the store is closed"):
