@@ -7,13 +7,15 @@ Twin requests (baseline and aim, ResNet-8 on digits) of about 2 s and 10 s, two 
     tune     plain Ray Tune with its defaults, OptunaSearch and MLflowLoggerCallback (sqlite)
     optuna   plain Optuna, n_jobs=2 (threads of one process)
 
-`share`: time in trainings / (slots x time), from the end of the warm-up (four requests) until a queue is
-empty (bare loops have one each). `of_limit`: requests per second against bare loops, from the share and
-from how long a request takes while the machinery runs beside it. `start_s`: from the command to the first
-training.
+`share`: wall time in trainings / (slots x time), from the end of the warm-up (four requests) until a queue
+is empty (bare loops have one each). `busy`: processor time that trainings got / (slots x time): what the
+machinery takes from trainings where slots have no core to spare. `of_limit`: requests per second against
+bare loops, which run before and after the others, as the speed of a machine drifts. `start_s`: from the
+command to the first training.
 Requests are the same in all four: same steps, same points, same streams.
 
-    python benchmarks/search_overhead.py              about 15 minutes on two idle cores
+    python benchmarks/search_overhead.py              about 17 minutes on two idle cores
+    python benchmarks/search_overhead.py --slots 1    the same with a core to spare for the machinery
     python benchmarks/search_overhead.py --seconds 2 --requests 12 --only bare ours     1 minute
 """
 
@@ -33,7 +35,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-SLOTS = 2
+SLOTS = int(os.environ.get("SLOTS", "2"))
+"""For the processes below; --slots."""
 WARM_UP = 4
 WAYS = ("bare", "ours", "tune", "optuna")
 STUDY = """
@@ -74,9 +77,10 @@ def train(
     """One request, both arms; the mean score. Leaves a line in the file `probe`."""
     from aim_tune.twin import train_arm
 
-    began = time.time()
+    began, cpu = time.time(), time.thread_time()
     results = [train_arm(study, request, arm, report=report).result for arm in request.arm_order()]
-    line = {"began": began, "ended": time.time(), "pid": os.getpid(), "queue": queue}
+    line = {"began": began, "ended": time.time(), "cpu": time.thread_time() - cpu,
+            "pid": os.getpid(), "queue": queue}  # fmt: skip
     with open(probe, "a") as file:
         file.write(json.dumps(line) + "\n")
     return statistics.fmean(result.val_accuracy or 0.0 for result in results)
@@ -103,9 +107,10 @@ def probed(job: Any, study: Any, *, probe: str, report: Any, **_: Any) -> None:
 
     from aim_tune.twin import run_job
 
-    began = time.time()
+    began, cpu = time.time(), time.thread_time()
     run_job(job, study, store_root=None, report=report)
-    line = {"began": began, "ended": time.time(), "pid": os.getpid()}
+    line = {"began": began, "ended": time.time(), "cpu": time.thread_time() - cpu,
+            "pid": os.getpid()}  # fmt: skip
     with open(Path(probe), "a") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -217,9 +222,11 @@ def measured(lines: list[dict[str, float]]) -> dict[str, float]:
     assert end > start, "too few requests: nothing is left after the warm-up"
     busy = sum(max(0.0, min(x["ended"], end) - max(x["began"], start)) for x in lines)
     later = [x["ended"] - x["began"] for x in lines if x["began"] >= start]
+    got = sum(x["cpu"] for x in lines if x["began"] >= start) / sum(later)
+    share = busy / (SLOTS * (end - start))
     return {
         "requests": len(lines), "request_s": statistics.fmean(later), "window_s": end - start,
-        "share": busy / (SLOTS * (end - start)), "processes": len({x["pid"] for x in lines}),
+        "share": share, "busy": share * got, "processes": len({x["pid"] for x in lines}),
     }  # fmt: skip
 
 
@@ -236,12 +243,15 @@ def calibrated() -> float:
 def table(seconds: float, step_s: float, count: int, ways: list[str]) -> dict[str, Any]:
     steps = steps_for(seconds, step_s)
     found: dict[str, Any] = {way: run(way, steps, count) for way in ways}
-    limit = found["bare"]["share"] / found["bare"]["request_s"]
+    found["bare again"] = run("bare", steps, count)
+    limit = statistics.fmean(
+        found[b]["share"] / found[b]["request_s"] for b in ("bare", "bare again")
+    )
     for way, values in found.items():
         values["of_limit"] = values["share"] / values["request_s"] / limit
         print(
-            f"{seconds:>4g} s  {way:<7} n={values['requests']:<3} request {values['request_s']:5.2f} s"
-            f"  share {100 * values['share']:5.1f} %  of the limit {100 * values['of_limit']:5.1f} %"
+            f"{seconds:>4g} s  {way:<10} n={values['requests']:<3} request {values['request_s']:5.2f} s"
+            f"  share {100 * values['share']:5.1f} %  busy {100 * values['busy']:5.1f} %  of the limit {100 * values['of_limit']:5.1f} %"
             f"  start {values['start_s']:4.1f} s  processes {values['processes']}",
             flush=True,
         )
@@ -254,11 +264,13 @@ def lengths(args: argparse.Namespace) -> Iterator[tuple[float, int]]:
 
 
 def main() -> None:
+    global SLOTS
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--seconds", type=float, nargs="+", default=[2.0, 10.0])
     p.add_argument("--requests", type=int, default=0, help="per way (48 of 2 s, 18 of 10 s)")
     p.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), help="bare is needed")
     p.add_argument("--json", type=Path, metavar="FILE")
+    p.add_argument("--slots", type=int, default=SLOTS, help="trainings at a time")
     p.add_argument("--child", help=argparse.SUPPRESS)
     p.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     p.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -273,6 +285,8 @@ def main() -> None:
         return
     from aim_tune.engine.resume import versions
 
+    SLOTS = args.slots
+    os.environ["SLOTS"] = str(SLOTS)
     step_s = calibrated()
     found = {f"{s:g}": table(s, step_s, count, args.only) for s, count in lengths(args)}
     if args.json:
