@@ -251,7 +251,8 @@ def table(seconds: float, step_s: float, count: int, ways: list[str]) -> dict[st
         values["of_limit"] = values["share"] / values["request_s"] / limit
         print(
             f"{seconds:>4g} s  {way:<10} n={values['requests']:<3} request {values['request_s']:5.2f} s"
-            f"  share {100 * values['share']:5.1f} %  busy {100 * values['busy']:5.1f} %  of the limit {100 * values['of_limit']:5.1f} %"
+            f"  share {100 * values['share']:5.1f} %  busy {100 * values['busy']:5.1f} %"
+            f"  of the limit {100 * values['of_limit']:5.1f} %"
             f"  start {values['start_s']:4.1f} s  processes {values['processes']}",
             flush=True,
         )
