@@ -1,18 +1,22 @@
 # make demo   fresh clone -> .venv -> quick start on real digits -> verdict (about 5 minutes after the install)
 # make test   fresh clone -> .venv -> the test suite, without the tests marked slow
+# make slow   the tests marked slow: kills, clusters, browsers, long trainings (up to an hour; some need root)
 # make check  format, lint, types, architecture, tests: what has to be green before a commit is shared
 # Each makes .venv from a bare Python (>= 3.11) when it is missing. PYTHON=python3.12 make ... picks another one.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test slow check format clean
 
 demo: .venv/installed
 	$(BIN)/python -m aim_tune.search
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+slow: .venv/installed
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

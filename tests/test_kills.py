@@ -132,9 +132,13 @@ class Started:
 
 RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_module('aim_tune.search', run_name='__main__')"
 TERMINAL = (
-    "import fcntl, termios;"
-    "fcntl.ioctl(0, termios.TIOCSCTTY, 0);"  # the terminal is this session's now
-) + RUN
+    (
+        "import fcntl, termios;"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0);"  # the terminal is this session's now
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL);"  # also where tests run under nohup
+    )
+    + RUN
+)
 FAILING = """
 from aim_tune.errors import ResourceError
 from aim_tune.ledger import Ledger
@@ -226,7 +230,10 @@ def test_a_driver_that_is_killed_again_while_it_resumes_loses_nothing(
     finish(tmp_path / "killed")
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_the_search_within_ten_seconds_leaves_nothing_and_the_command_finishes_it(
     signum: int, code: int, file: Path, tmp_path: Path, temporary: Path, finish: Finish
 ) -> None:
@@ -248,7 +255,7 @@ def test_a_signal_ends_the_search_within_ten_seconds_leaves_nothing_and_the_comm
     finish(tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("after_s", [0.5, 3.0, 5.0])
+@pytest.mark.parametrize("after_s", [0.5, 3.0, pytest.param(5.0, marks=pytest.mark.slow)])
 def test_a_signal_while_the_search_starts_ends_it_as_later(
     after_s: float, file: Path, tmp_path: Path, temporary: Path
 ) -> None:
@@ -288,6 +295,7 @@ def test_a_closed_terminal_ends_the_search_and_leaves_nothing(
     assert [r["reason"] for r in events(started.folder, "interrupted")] == ["SIGHUP"]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     file: Path, tmp_path: Path, temporary: Path, expected: dict[Any, Any], invariant: Any
 ) -> None:
@@ -304,6 +312,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     assert lost["position"] == victim["position"]
 
 
+@pytest.mark.slow
 def test_a_search_that_ends_with_an_error_leaves_nothing_and_the_command_finishes_it(
     file: Path, tmp_path: Path, temporary: Path, finish: Finish
 ) -> None:
@@ -334,6 +343,7 @@ def free_cpus(cluster: Any, *, within_s: float) -> float:
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_a_search_on_a_running_cluster_gives_it_back_after_a_kill_and_after_its_end(
     file: Path, tmp_path: Path, temporary: Path, no_ray: None, invariant: Any
 ) -> None:

@@ -126,7 +126,10 @@ def _alone() -> list[str]:
     return prefix
 
 
-@pytest.mark.parametrize("engine", ["in_process", pytest.param("ray", marks=pytest.mark.kills)])
+@pytest.mark.parametrize(
+    "engine",
+    ["in_process", pytest.param("ray", marks=[pytest.mark.kills, pytest.mark.slow])],
+)
 def test_without_a_network_a_search_runs_to_its_verdict(
     engine: str, file: Path, invariant: Any
 ) -> None:

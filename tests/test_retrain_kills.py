@@ -14,7 +14,7 @@ import pytest
 
 from aim_tune import export
 
-pytestmark = pytest.mark.kills
+pytestmark = [pytest.mark.kills, pytest.mark.slow]
 
 
 @pytest.fixture

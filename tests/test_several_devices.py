@@ -283,6 +283,7 @@ def test_memory_that_runs_out_in_one_rank_is_said_as_such(tmp_path: Path, rank: 
     assert done.model is not None
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_loses_the_job_and_the_next_attempt_goes_on(tmp_path: Path) -> None:
     study = study_of(tmp_path, MLP, "resources.checkpoint_s=0")
     store, events = str(tmp_path / "store"), []
@@ -312,6 +313,7 @@ def test_a_rank_that_cannot_start_is_said_with_its_last_line(
         trained(study, "baseline", TWO)
 
 
+@pytest.mark.slow
 def test_step_times_are_those_of_all_devices_together(tmp_path: Path) -> None:
     text = MLP.replace("[baseline, no_update]", "[baseline, aim, time_matched]")
     study = study_of(tmp_path, text)
@@ -327,6 +329,7 @@ def test_step_times_are_those_of_all_devices_together(tmp_path: Path) -> None:
     assert all(r["step_ms"] > 0 and r["device"].startswith("2 x cpu") for r in results)
 
 
+@pytest.mark.slow
 @pytest.mark.kills
 def test_nothing_is_left_when_rank_0_is_killed(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(MLP.replace("steps: 6", "steps: 1000000"))

@@ -11,7 +11,7 @@ from typing import Any
 from aim_tune.engine.resume import code_hash
 from aim_tune.spec.study import Study
 
-MAIL_S = 2.0
+MAIL_S = 1.0
 """Epochs are sent together, at most once in this many seconds: a report costs about 0.02 s."""
 
 

@@ -139,12 +139,13 @@ def main() -> None:
             name, *args = pickle.load(calls)
         except EOFError:
             return
-        try:
-            _put(answers, _answer(store, name, args))
-        except BrokenPipeError:  # the search was killed while MLflow worked
-            os._exit(0)
+        answer = _answer(store, name, args)
         if name == "open":  # until here a search has waited for it
             step_back()
+        try:
+            _put(answers, answer)
+        except BrokenPipeError:  # the search was killed while MLflow worked
+            os._exit(0)
 
 
 def step_back() -> None:

@@ -39,6 +39,7 @@ def hungry(job: Job, study: Any, *, body: Callable[..., None], **kwargs: Any) ->
         body(job.only([arm]), study, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.kills
 def test_a_training_that_rays_memory_monitor_ends_is_recognised_and_tried_three_times(
     lab: Any, no_ray: None, monkeypatch: pytest.MonkeyPatch
