@@ -12,7 +12,7 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "0",
-    # What a Ray of one's own gathers about itself, for nobody: most of 50 ms of processor time a second.
+    # What a Ray of one's own gathers about itself, for nobody: half of 50 ms of processor time a second.
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "0",
