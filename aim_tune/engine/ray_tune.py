@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 OBJECT_STORE_MIB = 100
 """Only JSON travels; Ray's default is 30 % of the memory."""
-ORPHAN_S = 10
-"""Seconds; Ray's default of 60 left two processes for over a minute."""
 
 
 class RayTune:
@@ -435,9 +433,9 @@ def _trial(
         job = Job.from_dict(json.loads(job_json))
         run = body or _twin_body()
         run(job, study_of(study_json), store_root=store_root, report=mail.put)
-        mail.send()
+        mail.close()
     except Exception as error:
-        mail.send(lost=f"{type(error).__name__}: {error}")
+        mail.close(lost=f"{type(error).__name__}: {error}")
         if study_of(study_json).resources.gpu > 0:
             raise  # costs 3 s and the process: a CUDA error can spoil all that runs in it later
 
