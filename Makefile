@@ -6,6 +6,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Two tests at a time, so limits of time are doubled; a file's tests, and all that share a Ray, in one process.
+TEST := AIM_TUNE_SLOWER=2 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow"
 
 .PHONY: demo test slow check format clean
 
@@ -13,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/python -m aim_tune.search
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(TEST) $(PYTEST_ARGS)
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
@@ -23,7 +25,7 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(TEST) $(PYTEST_ARGS)
 
 format: .venv/installed
 	$(BIN)/ruff format .

@@ -18,6 +18,13 @@ from typing import Any
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run on two cores (pytest-xdist), a file's tests stay together, and all that share a Ray do."""
+    for item in items:
+        shares = {"ray_session", "no_ray"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("ray" if shares else str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_registry() -> Iterator[None]:
     """No test counts a study in the user's real registry, not even in a process of its own."""

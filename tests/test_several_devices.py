@@ -159,12 +159,13 @@ def followers(parent: int) -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    folders = set(Path(tempfile.gettempdir()).glob("aim_ranks_*"))
-    yield
+def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="r") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
+        assert list(Path(folder).glob("aim_ranks_*")) == []
     assert not followers(os.getpid())
     assert not torch.distributed.is_initialized()
-    assert set(Path(tempfile.gettempdir()).glob("aim_ranks_*")) <= folders
     assert "GLOO_SOCKET_IFNAME" not in os.environ
 
 
