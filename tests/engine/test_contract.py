@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -123,17 +124,25 @@ def test_a_worker_that_is_killed_costs_one_attempt_and_no_result(
     assert lost["reason"] == "the worker process died: killed, or out of memory"
 
 
-def test_ray_leaves_no_folder_behind(ray_session: None, lab: Any, tmp_path: Path) -> None:
-    import tempfile
-
+def test_ray_leaves_no_folder_behind(
+    ray_session: None, lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from aim_tune.engine import ray_tune
 
-    def left() -> set[Path]:
-        return set(Path(tempfile.gettempdir()).glob("aim_ray_*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other tests run beside this one
+    study, seen = lab.study(trials=0, blocks=1, twins=1), set()
+    conductor, _ = lab.conduct(study)
+    hear = conductor.event
 
-    before = left()
-    run((ray_tune, 1), lab.study(trials=0, blocks=1, twins=1), lab, lab.simulated)
-    assert left() <= before
+    def event(record: Any) -> None:
+        seen.update(tmp_path.glob("aim_ray_*"))
+        hear(record)
+
+    monkeypatch.setattr(conductor, "event", event)
+    with ray_tune.opened(study, slots=1) as engine:
+        engine.run(conductor, study, None, body=lab.simulated)
+    assert len(seen) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cluster_that_does_not_answer_is_named(lab: Any) -> None:
