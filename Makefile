@@ -1,6 +1,7 @@
 # make demo   fresh clone -> .venv -> quick start on real digits -> verdict (about 5 minutes after the install)
 # make test   fresh clone -> .venv -> the test suite, without the tests marked slow
-# make slow   the tests marked slow: kills, clusters, browsers, long trainings (some need root)
+# make slow   the tests marked slow and all kills, one at a time and within the limits of time that we promise:
+#             clusters, browsers, long trainings (some need root)
 # make check  format, lint, types, architecture, tests: what has to be green before a commit is shared
 # Each makes .venv from a bare Python (>= 3.11) when it is missing. PYTHON=python3.12 make ... picks another one.
 
@@ -18,7 +19,7 @@ test: .venv/installed
 	$(TEST) $(PYTEST_ARGS)
 
 slow: .venv/installed
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "slow or kills" $(PYTEST_ARGS)
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -5,9 +5,9 @@ bodies are made up. What must stay flat or small: time per ask and tell, memory,
 MLflow must follow in the background without slowing the driver. `--ray` adds 64 declared slots on this
 machine: Ray with 64 CPUs to give away and bodies that sleep.
 
-    python benchmarks/scale.py                 about 6 minutes, 1 GB of memory
+    python benchmarks/scale.py                 about 17 minutes, 1 GB of memory
     python benchmarks/scale.py --requests 1000 --runs 200        20 s, the same on a small scale
-    python benchmarks/scale.py --ray --json scale.json           adds about 5 minutes and 8 GB of memory
+    python benchmarks/scale.py --ray --json scale.json           adds about 6 minutes and 8 GB of memory
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ bare loops, which run before and after the others, as the speed of a machine dri
 command to the first training.
 Requests are the same in all four: same steps, same points, same streams.
 
-    python benchmarks/search_overhead.py              about 20 minutes on two idle cores
+    python benchmarks/search_overhead.py              about 27 minutes on two idle cores
     python benchmarks/search_overhead.py --slots 1    the same with a core to spare for the machinery
     python benchmarks/search_overhead.py --seconds 2 --requests 12 --only bare ours     1 minute
 """
