@@ -13,8 +13,8 @@ from aim_tune.engine.resume import code_hash
 from aim_tune.spec.study import Study
 
 MAIL_S = 1.0
-"""Epochs are sent together, at latest so many seconds after the first of them: the driver takes 5 to 9 ms for a
-message."""
+"""Epochs are sent together, at latest so many seconds after the first of them: the driver takes 5 to
+9 ms for a message."""
 
 
 @lru_cache(maxsize=4)
