@@ -8,7 +8,7 @@ ledger's table (points, scores, test scores, digests of all weights) must equal 
 once without any kill, and the rule of invariant.py must hold, in MLflow too.
 
     python benchmarks/random_kills.py --kills 6              about 2 minutes
-    python benchmarks/random_kills.py --json kills.json      50 kills, about 12 minutes on 2 idle cores
+    python benchmarks/random_kills.py --json kills.json      50 kills, about 45 minutes on 2 idle cores
 """
 
 from __future__ import annotations
@@ -335,18 +335,20 @@ class Round:
         return f"{len(self.finished())} of {self.planned} done, {len(self.running())} running"
 
     def may_strike(self) -> bool:
-        """Kills are left, the last one is over, something runs, and nothing for the third time: a third
-        loss ends a training as failed, which is the rule (at most 3 attempts) and no fault."""
+        """Kills are left, the last one is over, something runs, and nothing runs for the third time nor
+        will next: a third loss ends a training as failed, which is the rule (at most 3 attempts) and no
+        fault."""
         left = self.most - len(self.kills) - bool(self.moment)  # one is the trap's
         busy = self._open is not None or self.server.start_at is not None
         if left < 1 or busy or not self._strikes:
             return False
-        attempts = [attempt for _, _, attempt in self.running().values()]
-        return bool(attempts) and max(attempts) < ATTEMPTS
+        running = set(self.running().values())
+        ahead = [n if (*key, n) in running else n + 1 for key, (_, n) in self.begun().items()]
+        return bool(running) and max(ahead) < ATTEMPTS
 
-    def running(self) -> dict[int, tuple[str, str, int]]:
-        """Processes that train now, as the ledger says (begun since the last start, and alive): position,
-        arm and number of the attempt."""
+    def begun(self, *, resumed: bool = False) -> dict[tuple[str, str], tuple[int, int]]:
+        """(position, arm) -> process and number of the last attempt of each training that has begun and
+        not ended, as the ledger says; with `resumed` only what has begun since the search last went on."""
         found: dict[tuple[str, str], tuple[int, int]] = {}
         for r in self.records():
             match r["event"]:
@@ -354,9 +356,14 @@ class Round:
                     found[r["position"], r["arm"]] = (r["pid"], r["attempt"])
                 case "training_done":
                     found.pop((r["position"], r["arm"]), None)
-                case "resumed":
+                case "resumed" if resumed:
                     found.clear()
-        alive = {k: v for k, v in found.items() if v[0] and Path(f"/proc/{v[0]}").exists()}
+        return found
+
+    def running(self) -> dict[int, tuple[str, str, int]]:
+        """Processes that train now (alive): position, arm and number of the attempt."""
+        now = self.begun(resumed=True)
+        alive = {k: v for k, v in now.items() if v[0] and Path(f"/proc/{v[0]}").exists()}
         return {pid: (position, arm, n) for (position, arm), (pid, n) in alive.items()}
 
 
@@ -429,11 +436,17 @@ def fill_mlflow(round_: Round) -> None:
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
+    """A new folder; it stays where something was lost, for whoever wants to know how."""
     path = Path(tempfile.mkdtemp(prefix="ak"))  # short: Ray puts sockets below
     try:
         yield path
-    finally:
+    except AssertionError as error:
+        error.add_note(f"The ledger and all that was said are in {path}.")
+        raise
+    except BaseException:
         shutil.rmtree(path, ignore_errors=True)
+        raise
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def one_round(seed: int, kills: int, log: Log, kinds: Sequence[str]) -> Round:
@@ -457,6 +470,7 @@ def main() -> None:
     )
     p.add_argument("--kills", type=int, default=50)
     p.add_argument("--round", type=int, default=17, help="kills per study, at most")
+    p.add_argument("--seed", type=int, default=0, help="of the first study (%(default)s)")
     p.add_argument("--json", type=Path, metavar="FILE", help="every kill and the versions, as JSON")
     p.add_argument(
         "--what", default=",".join(KINDS), help="what is killed, of %(default)s; all without it"
@@ -468,7 +482,8 @@ def main() -> None:
     kinds = args.what.split(",")
     if unknown := set(kinds) - set(KINDS):
         p.error(f"--what: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
-    log, kills, seed = Log(), [], 0
+    kills: list[Kill] = []
+    log, seed = Log(), args.seed
     print("when killed  number, what, where it was  ->  what happened next\n")
     while len(kills) < args.kills:
         before = len(kills)
@@ -476,9 +491,10 @@ def main() -> None:
         seed += 1
         assert len(kills) > before, "the study ended before anything was killed"
     log.table(kills)
-    log.say(f"{len(kills)} kills in {seed} studies: nothing was lost, nothing was done twice")
+    studies = seed - args.seed
+    log.say(f"{len(kills)} kills in {studies} studies: nothing was lost, nothing was done twice")
     if args.json:
-        found = {"kills": [asdict(k) for k in kills], "studies": seed, "versions": versions()}
+        found = {"kills": [asdict(k) for k in kills], "studies": studies, "versions": versions()}
         args.json.write_text(json.dumps(found, indent=2) + "\n")
 
 

@@ -72,17 +72,23 @@ def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def _ray_folder() -> Iterator[str]:
+    """Where the session's Ray keeps its files."""
+    with tempfile.TemporaryDirectory(prefix="aim_", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def ray_session(_ray_folder: str) -> Iterator[None]:
     """Ray with two CPUs; engines find it running and leave it open."""
     importlib.import_module("aim_tune.engine")  # sets the environment variables Ray reads at import
-    with tempfile.TemporaryDirectory(prefix="aim_", ignore_cleanup_errors=True) as folder:
-        _open_ray(folder)
-        yield
-        _ray().shutdown()
+    _open_ray(_ray_folder)
+    yield
+    _ray().shutdown()
 
 
 @pytest.fixture(scope="module")
-def no_ray() -> Iterator[None]:
+def no_ray(_ray_folder: str) -> Iterator[None]:
     """This process is connected to no Ray, for modules that start clusters; the session's comes back."""
     importlib.import_module("aim_tune.engine")
     was_open = _ray().is_initialized()
@@ -90,7 +96,7 @@ def no_ray() -> Iterator[None]:
     yield
     _ray().shutdown()
     if was_open:
-        _open_ray(tempfile.mkdtemp(prefix="aim_"))
+        _open_ray(_ray_folder)
 
 
 @pytest.fixture(scope="session")
